@@ -1,0 +1,88 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+//
+// This file is the picture of the product's structure: a target may depend only
+// on targets that stand below it here.
+
+import PackageDescription
+
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+]
+/// For the modules that touch memory by hand: every unsafe expression is marked.
+let memorySafe: [SwiftSetting] = strict + [.strictMemorySafety()]
+
+let log = Target.Dependency.product(name: "Logging", package: "swift-log")
+let arguments = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let lifecycle = Target.Dependency.product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let signals = Target.Dependency.product(name: "UnixSignals", package: "swift-service-lifecycle")
+let algorithms = Target.Dependency.product(name: "AsyncAlgorithms", package: "swift-async-algorithms")
+let collections = Target.Dependency.product(name: "OrderedCollections", package: "swift-collections")
+let yaml = Target.Dependency.product(name: "Yams", package: "Yams")
+let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let table = Target.Dependency.product(name: "TextTable", package: "TextTable")
+
+let package = Package(
+    name: "wgplane",
+    products: [.executable(name: "wgplane", targets: ["wgplane"])],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-async-algorithms", from: "1.1.4"),
+        .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+        .package(url: "https://github.com/ordo-one/TextTable", from: "0.0.2"),
+    ],
+    targets: [
+        .executableTarget(
+            name: "wgplane", dependencies: [
+                "Lab", "Agent", "Datastore", "Flows", "DataplaneMaps", "WireGuard", "BPF", "SystemDescriptors", "Model", arguments,
+                table, collections, lifecycle, signals, log,
+            ], swiftSettings: strict),
+        .target(
+            name: "Lab",
+            dependencies: ["Agent", "Datastore", "Flows", "DataplaneMaps", "Netlink", "SystemDescriptors", "Model", collections, log, system],
+            swiftSettings: strict),
+        .target(
+            name: "Agent",
+            dependencies: [
+                "Datastore", "DesiredState", "Steering", "Flows", "WireGuard", "DataplaneMaps", "BPF", "Netlink",
+                "SystemDescriptors", "Model", lifecycle, algorithms, log,
+            ],
+            swiftSettings: strict),
+
+        .target(
+            name: "Datastore", dependencies: ["Model", "SystemDescriptors", yaml, collections, log], swiftSettings: strict),
+        .target(name: "DesiredState", dependencies: ["Model", collections], swiftSettings: strict),
+        .target(
+            name: "Steering", dependencies: ["DataplaneMaps", "BPF", "Netlink", "Reconciler", "Model", log],
+            swiftSettings: strict),
+        .target(name: "Flows", dependencies: ["DataplaneMaps", "BPF", "Model"], swiftSettings: strict),
+        .target(
+            name: "WireGuard", dependencies: ["Netlink", "Model", "CLinuxUAPI", "SystemDescriptors", log],
+            swiftSettings: strict),
+        .target(name: "Reconciler", swiftSettings: strict),
+        .target(
+            name: "DataplaneMaps", dependencies: ["CDataplaneABI", "BPFObjects", "BPF", "SystemDescriptors", "Model"],
+            swiftSettings: memorySafe),
+
+        .target(name: "BPFObjects", plugins: ["BPFBuildPlugin"]),
+        .target(name: "BPF", dependencies: ["CLibbpf", "CLinuxUAPI", "SystemDescriptors", log], swiftSettings: memorySafe),
+        .target(name: "Netlink", dependencies: ["CLinuxUAPI", "SystemDescriptors", "Model"], swiftSettings: memorySafe),
+
+        .target(name: "SystemDescriptors", dependencies: ["CLinuxUAPI", "CSodium", system], swiftSettings: memorySafe),
+        .target(name: "Model", dependencies: [collections], swiftSettings: strict),
+
+        .target(name: "CDataplaneABI", path: "bpf", sources: ["abi.c"], publicHeadersPath: "include"),
+        .target(name: "CLinuxUAPI"),
+        .systemLibrary(name: "CLibbpf", pkgConfig: "libbpf", providers: [.apt(["libbpf-dev", "libelf-dev"])]),
+        .systemLibrary(name: "CSodium", pkgConfig: "libsodium", providers: [.apt(["libsodium-dev"])]),
+        .plugin(name: "BPFBuildPlugin", capability: .buildTool(), path: "Sources/BPFBuildPlugin"),
+    ]
+)

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import DataplaneMaps
+
+/// How an agent is started.
+public struct AgentOptions: Sendable {
+    public var node: String
+    /// Folder of the lock, the status and the like; root's alone.
+    public var runDirectory: String
+    public var layout: PinLayout
+
+    public static let defaultRunDirectory = "/run/wgplane"
+
+    public init(node: String, runDirectory: String = Self.defaultRunDirectory, layout: PinLayout = PinLayout()) {
+        self.node = node
+        self.runDirectory = runDirectory
+        self.layout = layout
+    }
+
+    public var lockPath: String { "\(runDirectory)/agent.lock" }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import AsyncAlgorithms
+public import Datastore
+public import Logging
+internal import Model
+internal import Netlink
+public import ServiceLifecycle
+internal import SystemDescriptors
+internal import SystemPackage
+
+/// The node agent: follows datastore and kernel, and lets the controller work.
+///
+/// Ends on graceful shutdown and leaves the data plane running: encryption goes on
+/// without an agent, and the next one adopts it.
+public struct AgentService: Service {
+    private let options: AgentOptions
+    private let datastore: any Datastore
+    private let logger: Logger
+
+    public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
+        self.options = options
+        self.datastore = datastore
+        self.logger = logger
+    }
+
+    public func run() async throws {
+        let lock = try Self.takeLock(options)
+        let events = try await datastore.events()
+        let kernel = try NetlinkEvents(groups: NetlinkEvents.nodeGroups)
+        let controller = NodeController(options: options, datastore: datastore, logger: logger)
+        // Reasons to work: many at once are one.
+        let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        logger.notice("agent starts", metadata: ["node": "\(options.node)", "datastore": "\(datastore.location)"])
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { await Self.follow(events, controller, signal) }
+            group.addTask {
+                for await _ in kernel.ticks.cancelOnGracefulShutdown() {
+                    kernel.drain()
+                    signal.yield()
+                }
+            }
+            group.addTask {
+                for await _ in AsyncTimerSequence(interval: .seconds(5), clock: .continuous).cancelOnGracefulShutdown() {
+                    await controller.sweep()
+                }
+            }
+            group.addTask {
+                // Calls again when the controller asks for it.
+                let alarm = Alarm(label: "next-pass") { signal.yield() }
+                for await _ in wake.cancelOnGracefulShutdown() { alarm.set(after: await controller.reconcile()) }
+            }
+            await group.waitForAll()
+        }
+        logger.notice("agent stops; the data plane goes on", metadata: ["node": "\(options.node)"])
+        lock.release()
+    }
+
+    private static func follow(
+        _ events: some AsyncSequence<DatastoreEvent, Never> & Sendable, _ controller: NodeController,
+        _ signal: AsyncStream<Void>.Continuation
+    ) async {
+        for await event in events.cancelOnGracefulShutdown() {
+            await controller.receive(event)
+            signal.yield()
+        }
+    }
+
+    private static func takeLock(_ options: AgentOptions) throws -> FileLock {
+        do {
+            try makeFolders(options.runDirectory, mode: 0o700)
+            let lock = try FileLock(options.lockPath, waiting: false)
+            try lock.note("\(processIdentifier())\n")
+            return lock
+        } catch {
+            if error == .wouldBlock {
+                let holder = (try? readFile(options.lockPath)).map { String(decoding: $0, as: UTF8.self) } ?? ""
+                throw ProblemsError(
+                    Problem(
+                        resource: "Agent", field: "lock", value: options.lockPath,
+                        message: "another agent (process \(holder.split(separator: "\n").first ?? "unknown")) runs for this node",
+                        remedy: "stop it first, or give this one another --run-directory"))
+            }
+            throw ProblemsError(
+                Problem(
+                    resource: "Agent", field: "lock", value: options.lockPath, message: "cannot be taken: \(error)",
+                    remedy: "run as root, with a run directory that can be written"))
+        }
+    }
+}

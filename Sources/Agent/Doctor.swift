@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+internal import DataplaneMaps
+internal import Foundation
+internal import Model
+internal import Netlink
+internal import SystemDescriptors
+internal import WireGuard
+
+/// What this machine can do for wgplane, found by trying.
+public struct Doctor: Sendable {
+    /// One thing that was looked at.
+    public struct Finding: Sendable, Codable {
+        public enum Verdict: String, Sendable, Codable {
+            case ok
+            /// Works, with less.
+            case reduced
+            /// The agent cannot work without.
+            case missing
+        }
+
+        public var check: String
+        public var verdict: Verdict
+        public var found: String
+        /// What to do; empty when nothing.
+        public var remedy: String
+    }
+
+    public init() {}
+
+    /// Blocks; makes and removes a device and a pin folder of its own.
+    public func examine() -> [Finding] {
+        var findings = [root(), bpfFileSystem(), programs(), attachment()]
+        findings += [kernelWireGuard(), userspaceWireGuard(), forwarding(), netfilter()]
+        return findings
+    }
+
+    private func root() -> Finding {
+        Finding(
+            check: "privileges", verdict: isRoot() ? .ok : .missing, found: isRoot() ? "root" : "no root",
+            remedy: isRoot() ? "" : "run as root (CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN)")
+    }
+
+    private func bpfFileSystem() -> Finding {
+        let mounted = isBPFFileSystem("/sys/fs/bpf")
+        return Finding(
+            check: "bpffs", verdict: mounted ? .ok : .reduced,
+            found: mounted ? "/sys/fs/bpf" : "/sys/fs/bpf is no BPF file system",
+            remedy: mounted ? "" : "the agent mounts it; or: mount -t bpf bpf /sys/fs/bpf")
+    }
+
+    /// Loads every program, in a pin folder that goes again.
+    private func programs() -> Finding {
+        let layout = PinLayout(root: PinLayout.defaultRoot + "-doctor-\(processIdentifier())")
+        defer { try? layout.remove() }
+        do {
+            try layout.create()
+            let loaded = try DataplanePrograms(layout)
+            let instructions = loaded.all.compactMap { try? $0.program.information().verifiedInstructions }
+            return Finding(
+                check: "BPF programs", verdict: .ok,
+                found: "\(loaded.all.count) programs verified, at most \(instructions.max() ?? 0) instructions walked",
+                remedy: "")
+        } catch {
+            return Finding(
+                check: "BPF programs", verdict: .missing, found: "\(error)",
+                remedy: "use a kernel of 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS")
+        }
+    }
+
+    private func attachment() -> Finding {
+        let mechanism = AttachmentMechanism.probe()
+        return Finding(
+            check: "attachment", verdict: .ok, found: mechanism.rawValue,
+            remedy: mechanism == .tcx ? "" : "kernel 6.6 has tcx, whose links are replaced in one step")
+    }
+
+    private func kernelWireGuard() -> Finding {
+        let available = KernelBackend.isAvailable()
+        return Finding(
+            check: "WireGuard (kernel)", verdict: available ? .ok : .reduced,
+            found: available ? "available" : "this kernel has none",
+            remedy: available ? "" : "modprobe wireguard, or a kernel of 5.6 or later; else wireguard-go is used")
+    }
+
+    private func userspaceWireGuard() -> Finding {
+        let available = UserspaceBackend.isAvailable()
+        let needed = !KernelBackend.isAvailable()
+        return Finding(
+            check: "WireGuard (userspace)", verdict: available ? .ok : needed ? .missing : .reduced,
+            found: available ? "wireguard-go" : "wireguard-go or /dev/net/tun is missing",
+            remedy: available || !needed ? "" : "apt-get install wireguard-go")
+    }
+
+    private func forwarding() -> Finding {
+        let values = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map { name -> String in
+            let bytes = (try? readFile("/proc/sys/net/\(name)")) ?? []
+            return String(decoding: bytes, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
+        }
+        let on = values[0] == "1"
+        return Finding(
+            check: "forwarding", verdict: on ? .ok : .reduced,
+            found: "IPv4 \(values[0] == "1" ? "on" : "off"), IPv6 \(values[1] == "1" ? "on" : "off")",
+            remedy: on ? "" : "sysctl -w net.ipv4.ip_forward=1 (a CNI does)")
+    }
+
+    private func netfilter() -> Finding {
+        do {
+            let tables = try FirewallInspection.tables()
+            return Finding(
+                check: "netfilter", verdict: .ok,
+                found: tables.isEmpty ? "no tables: steering path Direct" : "\(tables.count) tables: steering path Stack",
+                remedy: "")
+        } catch {
+            return Finding(
+                check: "netfilter", verdict: .reduced, found: "cannot be inspected: \(error)",
+                remedy: "the steering path is Stack; set wireguardSteeringPath to choose")
+        }
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DataplaneMaps
+import DesiredState
+import Model
+import WireGuard
+
+/// The peers of one device: which key carries a node's traffic, and whether it may.
+///
+/// A peer carries traffic once a handshake with it has been seen, and is never
+/// un-steered because that was long ago. When a node publishes another key, the new
+/// peer is made without allowed IPs; the old one goes on until the new has shaken
+/// hands. A key that nobody answers for takes nothing away.
+struct PeerTable: Sendable {
+    /// Key that a node's allowed IPs are with.
+    private var carriers: [String: PublicKey] = [:]
+    private var ready: Set<PublicKey> = []
+    private var stampedEndpoints: [PublicKey: Endpoint] = [:]
+    /// Peers whose nodes are gone, or have WireGuard no more: kept a moment for what is under way.
+    private(set) var retiring: [PublicKey: Retiring] = [:]
+
+    struct Retiring: Sendable {
+        var node: String
+        var endpoint: Endpoint?
+        var until: ContinuousClock.Instant
+    }
+
+    static let linger = Duration.milliseconds(300)
+
+    /// A peer's state, for status.
+    enum Readiness: String, Sendable, Codable {
+        case ready
+        case handshaking
+        case changingKey
+        case retiring
+    }
+
+    /// Takes what an earlier agent had in place.
+    mutating func adopt(_ owners: [SlotOwner], family: AddressFamily) {
+        for owner in owners where owner.family == family {
+            if let key = owner.publicKey { carriers[owner.node] = key }
+        }
+    }
+
+    /// Notes handshakes and decides who carries; call it with the device as it is, before `changes`.
+    mutating func observe(
+        _ device: DeviceState, _ plan: [String: PeerPlan], now: ContinuousClock.Instant
+    ) {
+        for (key, peer) in device.peers where peer.lastHandshake != nil { ready.insert(key) }
+        ready.formIntersection(device.peers.keys)
+        for (node, peer) in plan {
+            retiring[peer.publicKey] = nil
+            let carrier = carriers[node]
+            if let carrier, carrier != peer.publicKey, ready.contains(carrier), !ready.contains(peer.publicKey) {
+                continue
+            }
+            if let carrier, carrier != peer.publicKey, device.peers[carrier] != nil {
+                retire(carrier, node: node, device.peers[carrier]?.endpoint, now)
+            }
+            carriers[node] = peer.publicKey
+        }
+        for (node, key) in carriers where plan[node] == nil {
+            retire(key, node: node, device.peers[key]?.endpoint, now)
+            carriers[node] = nil
+        }
+        let wanted = Set(plan.values.map(\.publicKey)).union(carriers.values)
+        for (key, peer) in device.peers where !wanted.contains(key) && retiring[key] == nil {
+            retire(key, node: "", peer.endpoint, now)
+        }
+        retiring = retiring.filter { device.peers[$0.key] != nil && !wanted.contains($0.key) }
+    }
+
+    private mutating func retire(
+        _ key: PublicKey, node: String, _ endpoint: Endpoint?, _ now: ContinuousClock.Instant
+    ) {
+        if retiring[key] == nil {
+            retiring[key] = Retiring(node: node, endpoint: endpoint, until: now + Self.linger)
+        }
+    }
+
+    /// What makes the device carry the plan. Nothing is taken from a peer before the one
+    /// that gets it has it.
+    func changes(
+        _ device: DeviceState, _ plan: [String: PeerPlan], keepAlive: UInt16
+    ) -> (changes: [PeerChange], stamped: [PublicKey: Endpoint]) {
+        var result: [PeerChange] = []
+        var stamped = stampedEndpoints
+        var given: Set<CIDR> = []
+        var surplus: [CIDR] = []
+        for (node, peer) in plan.sorted(by: { $0.key < $1.key }) {
+            let carrier = carriers[node] ?? peer.publicKey
+            for key in Set([peer.publicKey, carrier]).sorted() {
+                let wanted = key == carrier ? peer.allowedIPs : []
+                let present = device.peers[key]
+                var change = PeerChange(key)
+                change.updateOnly = present != nil
+                change.allowedIPs = wanted.subtracting(present?.allowedIPs ?? []).sorted()
+                given.formUnion(change.allowedIPs)
+                surplus += (present?.allowedIPs ?? []).subtracting(wanted)
+                // Provokes a handshake; the configured interval comes back with it.
+                let interval = ready.contains(key) ? keepAlive : 1
+                if present?.keepAlive != interval { change.keepAlive = interval }
+                if key == peer.publicKey, stamped[key] != peer.endpoint {
+                    if present?.endpoint != peer.endpoint { change.endpoint = peer.endpoint }
+                    stamped[key] = peer.endpoint
+                }
+                let isNothing =
+                    present != nil && change.allowedIPs.isEmpty && change.keepAlive == nil && change.endpoint == nil
+                if !isNothing { result.append(change) }
+            }
+        }
+        // Taking an allowed IP away means replacing the whole set, during which the others
+        // are missing. A peer that nobody is takes it over instead, and goes.
+        let homeless = surplus.filter { !given.contains($0) }
+        if !homeless.isEmpty, let nobody = PrivateKey.generate().publicKey {
+            var taker = PeerChange(nobody)
+            taker.allowedIPs = homeless.sorted()
+            var removal = PeerChange(nobody)
+            removal.remove = true
+            result += [taker, removal]
+        }
+        return (result, stamped)
+    }
+
+    mutating func note(stamped: [PublicKey: Endpoint]) { stampedEndpoints = stamped }
+
+    /// Removal of the peers whose time is over.
+    func removals(now: ContinuousClock.Instant) -> [PeerChange] {
+        retiring.filter { $0.value.until <= now }.keys.sorted().map {
+            var change = PeerChange($0)
+            change.remove = true
+            return change
+        }
+    }
+
+    func carrier(of node: String) -> PublicKey? { carriers[node] }
+
+    func isReady(_ node: String) -> Bool { carriers[node].map(ready.contains) ?? false }
+
+    func readiness(_ node: String, planned: PublicKey) -> Readiness {
+        guard let carrier = carriers[node] else { return .handshaking }
+        if carrier != planned { return .changingKey }
+        return ready.contains(carrier) ? .ready : .handshaking
+    }
+
+    /// Whether a handshake or a removal is waited for.
+    func isWaiting(_ plan: [String: PeerPlan]) -> Bool {
+        !retiring.isEmpty || plan.values.contains { !ready.contains($0.publicKey) }
+    }
+}

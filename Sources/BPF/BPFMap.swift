@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibbpf
+internal import Glibc
+public import SystemDescriptors
+internal import SystemPackage
+
+/// A map's own description (`struct bpf_map_info`, `<linux/bpf.h>`).
+public struct BPFMapInformation: Sendable, Hashable {
+    /// `enum bpf_map_type`.
+    public var type: UInt32
+    public var identifier: UInt32
+    public var keySize: Int
+    public var valueSize: Int
+    public var maximumEntries: Int
+    public var flags: UInt32
+
+    /// `hash`, `lpm_trie`, …; the number for types wgplane does not use.
+    public var typeName: String {
+        switch bpf_map_type(rawValue: type) {
+        case BPF_MAP_TYPE_HASH: "hash"
+        case BPF_MAP_TYPE_ARRAY: "array"
+        case BPF_MAP_TYPE_PERCPU_ARRAY: "percpu_array"
+        case BPF_MAP_TYPE_LPM_TRIE: "lpm_trie"
+        default: "type \(type)"
+        }
+    }
+
+    var isPerCPU: Bool { type == BPF_MAP_TYPE_PERCPU_ARRAY.rawValue || type == BPF_MAP_TYPE_PERCPU_HASH.rawValue }
+}
+
+/// A map with the kernel's types for key and value, which must be of the map's sizes.
+///
+/// Values are the memory of C structs: host byte order except where the struct
+/// says network order. Calls are system calls of microseconds.
+public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & Sendable>: Sendable {
+    public let name: String
+    public let descriptor: SharedDescriptor
+    public let information: BPFMapInformation
+
+    /// Takes an open map; throws `.layout` when its sizes are not those of the types.
+    public init(_ descriptor: consuming OwnedDescriptor, name: String) throws(BPFError) {
+        let shared = SharedDescriptor(descriptor)
+        var info = bpf_map_info()
+        var length = UInt32(MemoryLayout<bpf_map_info>.size)
+        try check(unsafe bpf_obj_get_info_by_fd(shared.rawValue, &info, &length), "describe map", name)
+        information = BPFMapInformation(
+            type: info.type, identifier: info.id, keySize: Int(info.key_size), valueSize: Int(info.value_size),
+            maximumEntries: Int(info.max_entries), flags: info.map_flags)
+        guard information.keySize == MemoryLayout<Key>.size, information.valueSize == MemoryLayout<Value>.size else {
+            throw .layout(
+                subject: "map \(name)", expected: "key \(MemoryLayout<Key>.size), value \(MemoryLayout<Value>.size) bytes",
+                found: "key \(info.key_size), value \(info.value_size) bytes")
+        }
+        self.name = name
+        self.descriptor = shared
+    }
+
+    /// Opens a pinned map.
+    public init(pinned path: String, name: String) throws(BPFError) {
+        try self.init(try openPinned(path), name: name)
+    }
+
+    /// The value of a key; nil when there is none. For per-CPU maps use `lookupPerCPU`.
+    public func lookup(_ key: Key) throws(BPFError) -> Value? {
+        let values = try lookupPerCPU(key)
+        return values?.first
+    }
+
+    /// One value per possible CPU; a single one for maps that are not per CPU.
+    public func lookupPerCPU(_ key: Key) throws(BPFError) -> [Value]? {
+        var buffer = [UInt8](repeating: 0, count: valueBytes)
+        let result = unsafe withUnsafeBytes(of: key) {
+            unsafe bpf_map_lookup_elem(descriptor.rawValue, $0.baseAddress, &buffer)
+        }
+        if result == -ENOENT { return nil }
+        try check(result, "look up in map", name)
+        return values(buffer[...])
+    }
+
+    /// Sets a key's value; `flags`: BPF_ANY 0, BPF_NOEXIST 1, BPF_EXIST 2.
+    public func update(_ key: Key, _ value: Value, flags: UInt64 = 0) throws(BPFError) {
+        let result = unsafe withUnsafeBytes(of: key) { key in
+            unsafe withUnsafeBytes(of: value) { value in
+                unsafe bpf_map_update_elem(descriptor.rawValue, key.baseAddress, value.baseAddress, flags)
+            }
+        }
+        try check(result, "update map", name)
+    }
+
+    /// Removes a key; false when it was not there.
+    @discardableResult
+    public func delete(_ key: Key) throws(BPFError) -> Bool {
+        let result = unsafe withUnsafeBytes(of: key) {
+            unsafe bpf_map_delete_elem(descriptor.rawValue, $0.baseAddress)
+        }
+        if result == -ENOENT { return false }
+        try check(result, "delete from map", name)
+        return true
+    }
+
+    /// Removes a key and returns its last value, as one step where the kernel can (hash maps:
+    /// 5.14); before, counts that arrive between the two steps are lost.
+    public func lookupAndDelete(_ key: Key) throws(BPFError) -> Value? {
+        var buffer = [UInt8](repeating: 0, count: valueBytes)
+        let result = unsafe withUnsafeBytes(of: key) {
+            unsafe bpf_map_lookup_and_delete_elem(descriptor.rawValue, $0.baseAddress, &buffer)
+        }
+        if result == -ENOENT { return nil }
+        if result == -ENOTSUP || result == -EINVAL || result == -524 {
+            let value = try lookup(key)
+            return try delete(key) ? value : nil
+        }
+        try check(result, "take from map", name)
+        return values(buffer[...]).first
+    }
+
+    /// Every entry. Entries that come or go meanwhile may be missed; none that stays
+    /// is missed or told twice.
+    public func entries() throws(BPFError) -> [(key: Key, value: Value)] {
+        if !information.isPerCPU, let batched = try entriesInBatches() { return batched }
+        var result: [(key: Key, value: Value)] = []
+        for key in try keys() {
+            if let value = try lookup(key) { result.append((key, value)) }
+        }
+        return result
+    }
+
+    /// Every key. When the entry under the cursor goes, the kernel starts from the
+    /// first one; what was told already is passed over.
+    public func keys() throws(BPFError) -> [Key] {
+        var result: [Key] = []
+        var seen: Set<[UInt8]> = []
+        var current: [UInt8]?
+        var next = [UInt8](repeating: 0, count: MemoryLayout<Key>.size)
+        for _ in 0..<(information.maximumEntries * 2 + 16) {
+            let status =
+                if let cursor = current {
+                    unsafe bpf_map_get_next_key(descriptor.rawValue, cursor, &next)
+                } else {
+                    unsafe bpf_map_get_next_key(descriptor.rawValue, nil, &next)
+                }
+            if status == -ENOENT { break }
+            try check(status, "iterate map", name)
+            current = next
+            if seen.insert(next).inserted {
+                result.append(unsafe next.withUnsafeBytes { unsafe $0.loadUnaligned(as: Key.self) })
+            }
+        }
+        return result
+    }
+
+    /// By `BPF_MAP_LOOKUP_BATCH` (5.6); nil where the map type or kernel has none.
+    private func entriesInBatches() throws(BPFError) -> [(key: Key, value: Value)]? {
+        let chunk = min(information.maximumEntries, 4096)
+        var keys = [UInt8](repeating: 0, count: chunk * MemoryLayout<Key>.size)
+        var values = [UInt8](repeating: 0, count: chunk * valueBytes)
+        // The cursor is opaque: a bucket number for hashes, a key for tries.
+        var cursor = [UInt8](repeating: 0, count: max(8, MemoryLayout<Key>.size))
+        var result: [(key: Key, value: Value)] = []
+        var first = true
+        while true {
+            var count = UInt32(chunk)
+            var out = cursor
+            let status: Int32
+            if first {
+                status = unsafe bpf_map_lookup_batch(descriptor.rawValue, nil, &out, &keys, &values, &count, nil)
+            } else {
+                status = unsafe bpf_map_lookup_batch(descriptor.rawValue, &cursor, &out, &keys, &values, &count, nil)
+            }
+            if status < 0 && status != -ENOENT {
+                // Not for this type, or a bucket larger than the chunk: one by one.
+                return nil
+            }
+            for index in 0..<Int(count) {
+                let key = unsafe keys.withUnsafeBytes {
+                    unsafe $0.loadUnaligned(fromByteOffset: index * MemoryLayout<Key>.size, as: Key.self)
+                }
+                let value = unsafe values.withUnsafeBytes {
+                    unsafe $0.loadUnaligned(fromByteOffset: index * valueBytes, as: Value.self)
+                }
+                result.append((key, value))
+            }
+            if status == -ENOENT { return result }
+            cursor = out
+            first = false
+        }
+    }
+
+    /// Bytes that a lookup writes: per CPU each value is padded to 8 bytes.
+    private var valueBytes: Int {
+        let size = MemoryLayout<Value>.size
+        return information.isPerCPU ? (size + 7) & ~7 * possibleCPUs : size
+    }
+
+    private func values(_ buffer: ArraySlice<UInt8>) -> [Value] {
+        let stride = information.isPerCPU ? (MemoryLayout<Value>.size + 7) & ~7 : MemoryLayout<Value>.size
+        return unsafe buffer.withUnsafeBytes { bytes in
+            (0..<bytes.count / stride).map {
+                unsafe bytes.loadUnaligned(fromByteOffset: $0 * stride, as: Value.self)
+            }
+        }
+    }
+}
+
+/// CPUs that the kernel may ever have: as many values has an entry of a per-CPU map.
+public let possibleCPUs = max(1, Int(libbpf_num_possible_cpus()))
+
+/// Opens a pinned object (`BPF_OBJ_GET`).
+public func openPinned(_ path: String) throws(BPFError) -> OwnedDescriptor {
+    let result = unsafe bpf_obj_get(path)
+    try check(result, "open pin", path)
+    return OwnedDescriptor(owning: result)
+}
+
+/// The memory of an array map made with `BPF_F_MMAPABLE`, shared with the programs.
+@safe
+public final class BPFArrayMapping<Value: BitwiseCopyable & Sendable>: @unchecked Sendable {
+    // Reads and writes go through single machine words; whoever writes is one actor.
+    private let base: UnsafeMutableRawPointer
+    private let length: Int
+    private let stride: Int
+    public let count: Int
+
+    public init<Key>(_ map: BPFMap<Key, Value>) throws(BPFError) {
+        count = map.information.maximumEntries
+        stride = (MemoryLayout<Value>.size + 7) & ~7
+        let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+        length = (count * stride + page - 1) / page * page
+        guard let pointer = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, MAP_SHARED, map.descriptor.rawValue, 0),
+            unsafe pointer != UnsafeMutableRawPointer(bitPattern: -1)
+        else { throw .call("map into memory", subject: map.name, .current) }
+        unsafe base = pointer
+    }
+
+    deinit { unsafe munmap(base, length) }
+
+    /// The element as it stands now.
+    public subscript(index: Int) -> Value {
+        precondition((0..<count).contains(index))
+        return unsafe base.loadUnaligned(fromByteOffset: index * stride, as: Value.self)
+    }
+
+    /// Hands the address of a 64-bit word of an element to `body`.
+    public func withWord<Result>(
+        of index: Int, offset: Int, _ body: (UnsafeMutablePointer<UInt64>) -> Result
+    ) -> Result {
+        precondition((0..<count).contains(index) && offset % 8 == 0 && offset + 8 <= stride)
+        return unsafe body((base + index * stride + offset).assumingMemoryBound(to: UInt64.self))
+    }
+
+    /// Writes bytes of an element from an offset on, which is not one atomic step.
+    public func write<Part: BitwiseCopyable>(_ part: Part, to index: Int, offset: Int) {
+        precondition((0..<count).contains(index) && offset + MemoryLayout<Part>.size <= stride)
+        unsafe (base + index * stride + offset).copyMemory(
+            from: unsafe [part].withUnsafeBytes { unsafe Array($0) }, byteCount: MemoryLayout<Part>.size)
+    }
+}

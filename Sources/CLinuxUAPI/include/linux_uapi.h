@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What Swift's Glibc overlay lacks of the kernel's interface: UAPI headers, and
+ * the few macros and variadic calls that do not import.
+ */
+#ifndef WGPLANE_LINUX_UAPI_H
+#define WGPLANE_LINUX_UAPI_H
+
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdint.h>
+#include <sys/inotify.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/un.h>
+#include <linux/bpf.h>
+#include <linux/fib_rules.h>
+#include <linux/genetlink.h>
+#include <linux/if_addr.h>
+#include <linux/if_ether.h>
+#include <linux/if_link.h>
+#include <linux/if_packet.h>
+#include <linux/if_tun.h>
+#include <linux/neighbour.h>
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
+#include <linux/pkt_sched.h>
+#include <linux/rtnetlink.h>
+#include <linux/veth.h>
+#include <linux/wireguard.h>
+
+#pragma clang assume_nonnull begin
+
+/* IFF_ flags, which <net/if.h> and <linux/if.h> both claim. */
+enum { WGP_IFF_UP = 1 << 0, WGP_IFF_LOOPBACK = 1 << 3, WGP_IFF_RUNNING = 1 << 6 };
+
+/* Constants that are casts or shifts in C and so do not import. */
+extern const unsigned wgp_clone_newnet, wgp_clone_newns, wgp_clone_fs;
+extern const unsigned long wgp_ms_bind, wgp_ms_private, wgp_ms_rec, wgp_ms_nosuid, wgp_ms_nodev,
+	wgp_ms_noexec, wgp_mnt_detach;
+extern const long wgp_bpf_fs_magic;
+
+/* errno of the calling thread, which is a macro. */
+int wgp_errno(void);
+
+/* Standard output line by line; the stream itself is a global that Swift 6 refuses. */
+void wgp_line_buffered_output(void);
+
+/* setns, unshare and gettid without feature-test macros. */
+int wgp_setns(int descriptor, int kind);
+int wgp_unshare(int kinds);
+int wgp_gettid(void);
+int wgp_open(const char *path, int flags, unsigned mode);
+
+/* Starts a program: own session, no signals blocked, descriptors as given. Returns errno or 0. */
+int wgp_spawn(pid_t *pid, const char *path, char *_Nullable const *_Nonnull argv,
+	      char *_Nullable const *_Nonnull envp, int in, int out, int err, int own_session);
+
+#pragma clang assume_nonnull end
+
+#endif

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "linux_uapi.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+const unsigned wgp_clone_newnet = CLONE_NEWNET;
+const unsigned wgp_clone_newns = CLONE_NEWNS;
+const unsigned wgp_clone_fs = CLONE_FS;
+const unsigned long wgp_ms_bind = MS_BIND;
+const unsigned long wgp_ms_private = MS_PRIVATE;
+const unsigned long wgp_ms_rec = MS_REC;
+const unsigned long wgp_ms_nosuid = MS_NOSUID;
+const unsigned long wgp_ms_nodev = MS_NODEV;
+const unsigned long wgp_ms_noexec = MS_NOEXEC;
+const unsigned long wgp_mnt_detach = MNT_DETACH;
+const long wgp_bpf_fs_magic = 0xcafe4a11; /* BPF_FS_MAGIC, <linux/magic.h> */
+
+int wgp_errno(void)
+{
+	return errno;
+}
+
+void wgp_line_buffered_output(void)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+}
+
+int wgp_setns(int descriptor, int kind)
+{
+	return setns(descriptor, kind);
+}
+
+int wgp_unshare(int kinds)
+{
+	return unshare(kinds);
+}
+
+int wgp_gettid(void)
+{
+	return (int)syscall(SYS_gettid);
+}
+
+int wgp_open(const char *path, int flags, unsigned mode)
+{
+	return open(path, flags, mode);
+}
+
+int wgp_spawn(pid_t *pid, const char *path, char *const *argv, char *const *envp, int in, int out,
+	      int err, int own_session)
+{
+	posix_spawn_file_actions_t actions;
+	posix_spawnattr_t attributes;
+	sigset_t none, all;
+	short flags = POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF;
+	int error;
+
+	sigemptyset(&none);
+	sigfillset(&all);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawnattr_init(&attributes);
+	posix_spawn_file_actions_adddup2(&actions, in, 0);
+	posix_spawn_file_actions_adddup2(&actions, out, 1);
+	posix_spawn_file_actions_adddup2(&actions, err, 2);
+	if (own_session)
+		flags |= POSIX_SPAWN_SETSID;
+	posix_spawnattr_setflags(&attributes, flags);
+	posix_spawnattr_setsigmask(&attributes, &none);
+	posix_spawnattr_setsigdefault(&attributes, &all);
+	error = posix_spawnp(pid, path, &actions, &attributes, argv, envp);
+	posix_spawn_file_actions_destroy(&actions);
+	posix_spawnattr_destroy(&attributes);
+	return error;
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BPF
+internal import CDataplaneABI
+public import Model
+
+/// One direction of a flow, as it entered the node.
+public struct FlowKey: Sendable, Hashable {
+    public var source: IPAddress
+    public var destination: IPAddress
+    /// Host byte order; the identifier of ICMP echo.
+    public var sourcePort: UInt16
+    public var destinationPort: UInt16
+    /// IP protocol number.
+    public var transport: UInt8
+    /// Device it came in by; 0: the node itself.
+    public var interface: UInt32
+
+    public init(
+        source: IPAddress, destination: IPAddress, sourcePort: UInt16 = 0, destinationPort: UInt16 = 0,
+        transport: UInt8, interface: UInt32
+    ) {
+        self.source = source
+        self.destination = destination
+        self.sourcePort = sourcePort
+        self.destinationPort = destinationPort
+        self.transport = transport
+        self.interface = interface
+    }
+}
+
+/// What was counted, and how the flow goes.
+public struct FlowEntry: Sendable, Hashable {
+    public var packets: UInt64
+    /// Of the network layer.
+    public var bytes: UInt64
+    /// CLOCK_MONOTONIC, nanoseconds.
+    public var first: UInt64
+    public var last: UInt64
+    public var slot: Int
+    public var hook: Hook
+    /// All TCP flags seen, or'ed (RFC 9293, byte 13 of the header).
+    public var tcpFlags: UInt8
+    public var isTunnelled: Bool
+    public var isClear: Bool
+    public var isFromHost: Bool
+    public var isPassed: Bool
+}
+
+/// The flow tables of both families.
+public struct FlowTable: Sendable {
+    let ipv4: BPFMap<wgp_flow_key4, wgp_flow>
+    let ipv6: BPFMap<wgp_flow_key6, wgp_flow>
+
+    init(_ layout: PinLayout) throws(BPFError) {
+        ipv4 = try BPFMap(pinned: layout.map("flows4"), name: "flows4")
+        ipv6 = try BPFMap(pinned: layout.map("flows6"), name: "flows6")
+    }
+
+    public func entries() throws(BPFError) -> [FlowKey: FlowEntry] {
+        var result: [FlowKey: FlowEntry] = [:]
+        for (key, value) in try ipv4.entries() {
+            result[
+                FlowKey(
+                    source: IPAddress(networkOrder32: key.source),
+                    destination: IPAddress(networkOrder32: key.destination),
+                    sourcePort: UInt16(bigEndian: key.source_port),
+                    destinationPort: UInt16(bigEndian: key.destination_port), transport: key.protocol,
+                    interface: key.ifindex)] = FlowEntry(value)
+        }
+        for (key, value) in try ipv6.entries() {
+            result[
+                FlowKey(
+                    source: IPAddress(.ipv6, field: key.source), destination: IPAddress(.ipv6, field: key.destination),
+                    sourcePort: UInt16(bigEndian: key.source_port),
+                    destinationPort: UInt16(bigEndian: key.destination_port), transport: key.protocol,
+                    interface: key.ifindex)] = FlowEntry(value)
+        }
+        return result
+    }
+
+    /// Takes an entry out and returns its last counters; nil when it was gone.
+    public func take(_ key: FlowKey) throws(BPFError) -> FlowEntry? {
+        if key.source.family == .ipv4 {
+            return try ipv4.lookupAndDelete(
+                wgp_flow_key4(
+                    source: key.source.networkOrder32, destination: key.destination.networkOrder32,
+                    source_port: key.sourcePort.bigEndian, destination_port: key.destinationPort.bigEndian,
+                    ifindex: key.interface, protocol: key.transport, pad: (0, 0, 0))
+            ).map(FlowEntry.init)
+        }
+        let raw =
+            key.source.bytes + key.destination.bytes + memory(of: key.sourcePort.bigEndian)
+            + memory(of: key.destinationPort.bigEndian) + memory(of: key.interface) + [key.transport, 0, 0, 0]
+        return try ipv6.lookupAndDelete(value(raw)).map(FlowEntry.init)
+    }
+}
+
+extension FlowEntry {
+    init(_ value: wgp_flow) {
+        let flags = UInt32(value.flags)
+        self.init(
+            packets: value.packets, bytes: value.bytes, first: value.first_ns, last: value.last_ns,
+            slot: Int(value.slot), hook: Hook(rawValue: UInt32(value.hook)), tcpFlags: value.tcp_flags,
+            isTunnelled: flags & WGP_FLOW_TUNNELLED.rawValue != 0, isClear: flags & WGP_FLOW_CLEAR.rawValue != 0,
+            isFromHost: flags & WGP_FLOW_HOST.rawValue != 0, isPassed: flags & WGP_FLOW_PASS.rawValue != 0)
+    }
+}
+
+/// One half of a masquerade mapping.
+public struct MasqueradeKey: Sendable, Hashable {
+    public var source: IPAddress
+    public var destination: IPAddress
+    public var sourcePort: UInt16
+    public var destinationPort: UInt16
+    public var transport: UInt8
+    /// The node's own tuple; otherwise the reply's.
+    public var isOutgoing: Bool
+
+    public init(
+        source: IPAddress, destination: IPAddress, sourcePort: UInt16, destinationPort: UInt16, transport: UInt8,
+        isOutgoing: Bool
+    ) {
+        self.source = source
+        self.destination = destination
+        self.sourcePort = sourcePort
+        self.destinationPort = destinationPort
+        self.transport = transport
+        self.isOutgoing = isOutgoing
+    }
+}
+
+/// The address and port that a half writes.
+public struct MasqueradeEntry: Sendable, Hashable {
+    public var address: IPAddress
+    public var port: UInt16
+    /// CLOCK_MONOTONIC, nanoseconds.
+    public var last: UInt64
+    public var tcpFlags: UInt8
+}
+
+/// The masquerade tables of both families.
+public struct MasqueradeTable: Sendable {
+    let ipv4: BPFMap<wgp_masquerade_key4, wgp_masquerade>
+    let ipv6: BPFMap<wgp_masquerade_key6, wgp_masquerade>
+
+    init(_ layout: PinLayout) throws(BPFError) {
+        ipv4 = try BPFMap(pinned: layout.map("masquerade4"), name: "masquerade4")
+        ipv6 = try BPFMap(pinned: layout.map("masquerade6"), name: "masquerade6")
+    }
+
+    public func entries() throws(BPFError) -> [MasqueradeKey: MasqueradeEntry] {
+        var result: [MasqueradeKey: MasqueradeEntry] = [:]
+        for (key, value) in try ipv4.entries() {
+            result[
+                MasqueradeKey(
+                    source: IPAddress(networkOrder32: key.source),
+                    destination: IPAddress(networkOrder32: key.destination),
+                    sourcePort: UInt16(bigEndian: key.source_port),
+                    destinationPort: UInt16(bigEndian: key.destination_port), transport: key.protocol,
+                    isOutgoing: UInt32(key.direction) == WGP_MASQUERADE_OUT.rawValue)] = entry(value, .ipv4)
+        }
+        for (key, value) in try ipv6.entries() {
+            result[
+                MasqueradeKey(
+                    source: IPAddress(.ipv6, field: key.source), destination: IPAddress(.ipv6, field: key.destination),
+                    sourcePort: UInt16(bigEndian: key.source_port),
+                    destinationPort: UInt16(bigEndian: key.destination_port), transport: key.protocol,
+                    isOutgoing: UInt32(key.direction) == WGP_MASQUERADE_OUT.rawValue)] = entry(value, .ipv6)
+        }
+        return result
+    }
+
+    private func entry(_ value: wgp_masquerade, _ family: AddressFamily) -> MasqueradeEntry {
+        MasqueradeEntry(
+            address: IPAddress(family, field: value.address), port: UInt16(bigEndian: value.port), last: value.last_ns,
+            tcpFlags: value.tcp_flags)
+    }
+
+    public func delete(_ key: MasqueradeKey) throws(BPFError) {
+        let ports = memory(of: key.sourcePort.bigEndian) + memory(of: key.destinationPort.bigEndian)
+        let tail = [key.transport, UInt8(key.isOutgoing ? 0 : 1), 0, 0]
+        let raw = key.source.bytes + key.destination.bytes + ports + tail
+        if key.source.family == .ipv4 {
+            try ipv4.delete(value(raw))
+        } else {
+            try ipv6.delete(value(raw))
+        }
+    }
+}

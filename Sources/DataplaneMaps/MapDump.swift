@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BPF
+internal import CDataplaneABI
+public import Model
+internal import OrderedCollections
+
+/// Names that make addresses and devices readable in a dump.
+public struct DumpNames: Sendable {
+    public var addresses: [IPAddress: String]
+    public var interfaces: [UInt32: String]
+
+    public init(addresses: [IPAddress: String] = [:], interfaces: [UInt32: String] = [:]) {
+        self.addresses = addresses
+        self.interfaces = interfaces
+    }
+
+    func interface(_ index: UInt32) -> ManifestValue { .string(interfaces[index] ?? (index == 0 ? "-" : "\(index)")) }
+}
+
+extension PinnedMaps {
+    /// Names of all maps.
+    public static let names = [
+        "config", "counters", "destinations", "endpoints4", "endpoints6", "flows4", "flows6", "locals4", "locals6",
+        "masquerade4", "masquerade6", "peers", "route_addresses4", "route_addresses6", "route_prefixes4",
+        "route_prefixes6",
+    ]
+
+    /// The entries of one map, decoded, in a stable order: an object each. Nil: no such map.
+    ///
+    /// Slots of arrays that nobody uses are left out.
+    public func dump(_ name: String, names: DumpNames) throws(BPFError) -> [ManifestValue]? {
+        let family: AddressFamily = name.hasSuffix("6") ? .ipv6 : .ipv4
+        let owners = try destinations.slotOwners()
+        func slot(_ number: Int) -> ManifestValue {
+            switch number {
+            case DestinationSlot.outside: "outside"
+            case DestinationSlot.pool: "pool"
+            case DestinationSlot.local: "local"
+            default: .string(owners[number].map { "\($0.node)" } ?? "slot \(number)")
+            }
+        }
+        switch name {
+        case "config": return try dumpConfig(names)
+        case "counters":
+            return try counters.readAll().map {
+                .object([
+                    "reason": .string($0.reason.name), "hook": .string($0.hook.name),
+                    "packets": number($0.value.packets), "bytes": number($0.value.bytes),
+                    "meaning": .string($0.reason.text),
+                ])
+            }
+        case "destinations": return dumpDestinations(owners, names, slot)
+        case "peers":
+            return owners.sorted { $0.key < $1.key }.map {
+                .object([
+                    "slot": .integer(Int64($0.key)), "node": .string($0.value.node),
+                    "family": .string($0.value.family.description),
+                    "publicKey": .string($0.value.publicKey?.description ?? "none"),
+                ])
+            }
+        case "endpoints4", "endpoints6":
+            return try endpoints.entries().filter { $0.key.family == family }.sorted { $0.key < $1.key }.map {
+                .object(["endpoint": .string($0.value.endpoint.description), "destination": slot($0.value.slot)])
+            }
+        case "locals4", "locals6":
+            return try locals.entries().filter { $0.key.family == family }.sorted { $0.key < $1.key }.map {
+                .object([
+                    "address": .string($0.key.description), "kind": .string("\($0.value.kind)"),
+                    "device": names.interface($0.value.interface),
+                    "name": .string(names.addresses[$0.key] ?? "-"),
+                ])
+            }
+        case "route_addresses4", "route_addresses6", "route_prefixes4", "route_prefixes6":
+            let single = name.hasPrefix("route_addresses")
+            return try routes.entries().filter { $0.key.family == family && $0.key.isHost == single }
+                .sorted { $0.key < $1.key }.map {
+                    .object(["prefix": .string($0.key.description), "destination": slot($0.value)])
+                }
+        case "flows4", "flows6": return try dumpFlows(family, names, slot)
+        case "masquerade4", "masquerade6": return try dumpMasquerade(family)
+        default: return nil
+        }
+    }
+
+    private func number(_ value: UInt64) -> ManifestValue { .integer(Int64(clamping: value)) }
+
+    private func dumpConfig(_ names: DumpNames) throws(BPFError) -> [ManifestValue] {
+        let (config, generation) = try self.config.read()
+        var fields: OrderedDictionary<String, ManifestValue> = [
+            "generation": .integer(Int64(generation)),
+            "firewallMark": .string("0x" + String(config.firewallMark, radix: 16)),
+            "steeringPath": .string(config.isDirect ? "Direct" : "Stack"),
+            "masqueradePorts": .string("\(config.masqueradePorts.lowerBound)-\(config.masqueradePorts.upperBound)"),
+        ]
+        for family in AddressFamily.allCases {
+            let suffix = family == .ipv4 ? "4" : "6"
+            fields["device\(suffix)"] = config[family].map { names.interface($0.interface) } ?? "off"
+            fields["port\(suffix)"] = .integer(Int64(config[family]?.listeningPort ?? 0))
+            fields["address\(suffix)"] = .string(config[family]?.address?.description ?? "-")
+        }
+        return [.object(fields)]
+    }
+
+    private func dumpDestinations(
+        _ owners: [Int: SlotOwner], _ names: DumpNames, _ slot: (Int) -> ManifestValue
+    ) -> [ManifestValue] {
+        let used = [DestinationSlot.outside, DestinationSlot.pool, DestinationSlot.local] + owners.keys.sorted()
+        return used.map { index in
+            let value = destinations[index]
+            let lanes = value.lanes.map { names.interface($0).text }.joined(separator: " ")
+            return .object([
+                "slot": .integer(Int64(index)), "destination": slot(index),
+                "family": .string(value.family?.description ?? "-"), "action": .string(value.action.name),
+                "generation": .integer(Int64(value.generation)), "lanes": .string(lanes.isEmpty ? "-" : lanes),
+            ])
+        }
+    }
+
+    private func dumpFlows(
+        _ family: AddressFamily, _ names: DumpNames, _ slot: (Int) -> ManifestValue
+    ) throws(BPFError) -> [ManifestValue] {
+        let entries = try flows.entries().filter { $0.key.source.family == family }
+        func order(_ key: FlowKey) -> (IPAddress, IPAddress, UInt8, UInt16, UInt16, UInt32) {
+            (key.source, key.destination, key.transport, key.sourcePort, key.destinationPort, key.interface)
+        }
+        return entries.sorted { order($0.key) < order($1.key) }.map { key, value in
+            var flags: [String] = []
+            if value.isTunnelled { flags.append("tunnelled") }
+            if value.isClear { flags.append("clear") }
+            if value.isFromHost { flags.append("host") }
+            if value.isPassed { flags.append("pass") }
+            return .object([
+                "protocol": .integer(Int64(key.transport)),
+                "source": .string(Endpoint(address: key.source, port: key.sourcePort).description),
+                "destination": .string(Endpoint(address: key.destination, port: key.destinationPort).description),
+                "device": names.interface(key.interface), "slot": slot(value.slot),
+                "packets": number(value.packets), "bytes": number(value.bytes),
+                "flags": .string(flags.joined(separator: ",")), "hook": .string(value.hook.name),
+            ])
+        }
+    }
+
+    private func dumpMasquerade(_ family: AddressFamily) throws(BPFError) -> [ManifestValue] {
+        let entries = try masquerade.entries().filter { $0.key.source.family == family }
+        func order(_ key: MasqueradeKey) -> (Int, IPAddress, IPAddress, UInt8, UInt16, UInt16) {
+            (key.isOutgoing ? 0 : 1, key.source, key.destination, key.transport, key.sourcePort, key.destinationPort)
+        }
+        return entries.sorted { order($0.key) < order($1.key) }.map { key, value in
+            .object([
+                "direction": .string(key.isOutgoing ? "out" : "in"), "protocol": .integer(Int64(key.transport)),
+                "source": .string(Endpoint(address: key.source, port: key.sourcePort).description),
+                "destination": .string(Endpoint(address: key.destination, port: key.destinationPort).description),
+                "writes": .string(Endpoint(address: value.address, port: value.port).description),
+            ])
+        }
+    }
+}

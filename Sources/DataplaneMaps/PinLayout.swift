@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CDataplaneABI
+internal import SystemDescriptors
+internal import BPF
+
+/// Where a node's maps and links are pinned: one folder, named for the layout's version.
+public struct PinLayout: Sendable, Hashable {
+    /// Folder of all versions, by default `/sys/fs/bpf/wgplane`.
+    public var root: String
+
+    public static let defaultRoot = "/sys/fs/bpf/wgplane"
+    /// `WGP_LAYOUT_VERSION`.
+    public static let version = Int(WGP_LAYOUT_VERSION)
+
+    public init(root: String = Self.defaultRoot) { self.root = root }
+
+    public var folder: String { "\(root)/v\(Self.version)" }
+    public var links: String { "\(folder)/links" }
+    public func map(_ name: String) -> String { "\(folder)/\(name)" }
+    /// A link's pin bears hook and device.
+    public func link(hook: Hook, interface: UInt32) -> String { "\(links)/\(hook.name)-\(interface)" }
+
+    /// Whether maps of this version are there.
+    public var exists: Bool { fileExists(map("config")) }
+
+    /// Makes the folders, and mounts the BPF file system where it is missing.
+    public func create() throws {
+        let mountPoint = "/sys/fs/bpf"
+        if root.hasPrefix(mountPoint), !isBPFFileSystem(mountPoint) {
+            try mountFileSystem("bpf", on: mountPoint, options: "mode=0700")
+        }
+        try makeFolders(links, mode: 0o700)
+    }
+
+    /// Interface and hook of every pinned link.
+    public func pinnedLinks() -> [(hook: Hook, interface: UInt32, pin: String)] {
+        let entries = (try? listFolder(links)) ?? []
+        return entries.compactMap { entry in
+            let parts = entry.name.split(separator: "-")
+            guard parts.count == 2, let hook = Hook(name: String(parts[0])), let interface = UInt32(parts[1]) else {
+                return nil
+            }
+            return (hook, interface, "\(links)/\(entry.name)")
+        }
+    }
+
+    /// Removes every pin and folder of ours, which frees what nothing else uses.
+    public func remove() throws {
+        try Self.removeTree(root)
+    }
+
+    private static func removeTree(_ path: String) throws {
+        guard fileExists(path) else { return }
+        for entry in try listFolder(path) {
+            if entry.isFolder {
+                try removeTree("\(path)/\(entry.name)")
+            } else {
+                try removeFile("\(path)/\(entry.name)")
+            }
+        }
+        try removeFolder(path)
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BPF
+internal import CDataplaneABI
+public import Model
+
+/// One of two maps by family, keyed by address.
+struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
+    let ipv4: BPFMap<wgp_address4, Value>
+    let ipv6: BPFMap<wgp_address6, Value>
+
+    init(_ layout: PinLayout, _ name: String) throws(BPFError) {
+        ipv4 = try BPFMap(pinned: layout.map(name + "4"), name: name + "4")
+        ipv6 = try BPFMap(pinned: layout.map(name + "6"), name: name + "6")
+    }
+
+    func lookup(_ address: IPAddress) throws(BPFError) -> Value? {
+        address.family == .ipv4 ? try ipv4.lookup(.init(address)) : try ipv6.lookup(.init(address))
+    }
+
+    func update(_ address: IPAddress, _ value: Value) throws(BPFError) {
+        if address.family == .ipv4 {
+            try ipv4.update(.init(address), value)
+        } else {
+            try ipv6.update(.init(address), value)
+        }
+    }
+
+    func delete(_ address: IPAddress) throws(BPFError) {
+        if address.family == .ipv4 {
+            try ipv4.delete(.init(address))
+        } else {
+            try ipv6.delete(.init(address))
+        }
+    }
+
+    func entries() throws(BPFError) -> [(IPAddress, Value)] {
+        try ipv4.entries().map { ($0.key.model, $0.value) } + ipv6.entries().map { ($0.key.model, $0.value) }
+    }
+}
+
+/// Routes: prefix to destination slot. Single addresses live in hashes, the rest in tries.
+public struct RouteTable: Sendable {
+    let addresses: AddressTable<wgp_route>
+    let prefixes4: BPFMap<wgp_prefix4, wgp_route>
+    let prefixes6: BPFMap<wgp_prefix6, wgp_route>
+
+    init(_ layout: PinLayout) throws(BPFError) {
+        addresses = try AddressTable(layout, "route_addresses")
+        prefixes4 = try BPFMap(pinned: layout.map("route_prefixes4"), name: "route_prefixes4")
+        prefixes6 = try BPFMap(pinned: layout.map("route_prefixes6"), name: "route_prefixes6")
+    }
+
+    public func update(_ cidr: CIDR, slot: Int) throws(BPFError) {
+        let route = wgp_route(slot: UInt32(slot))
+        if cidr.isHost {
+            try addresses.update(cidr.address, route)
+        } else if cidr.family == .ipv4 {
+            try prefixes4.update(.init(cidr), route)
+        } else {
+            try prefixes6.update(.init(cidr), route)
+        }
+    }
+
+    public func delete(_ cidr: CIDR) throws(BPFError) {
+        if cidr.isHost {
+            try addresses.delete(cidr.address)
+        } else if cidr.family == .ipv4 {
+            try prefixes4.delete(.init(cidr))
+        } else {
+            try prefixes6.delete(.init(cidr))
+        }
+    }
+
+    /// The slot that the programs would find for an address.
+    public func slot(of address: IPAddress) throws(BPFError) -> Int { try slot(covering: CIDR(host: address)) }
+
+    /// The slot of the longest prefix that covers all of this one.
+    public func slot(covering cidr: CIDR) throws(BPFError) -> Int {
+        if cidr.isHost, let route = try addresses.lookup(cidr.address) { return Int(route.slot) }
+        // A trie matches no entry that is longer than the key.
+        let route = cidr.family == .ipv4 ? try prefixes4.lookup(.init(cidr)) : try prefixes6.lookup(.init(cidr))
+        return route.map { Int($0.slot) } ?? DestinationSlot.outside
+    }
+
+    public func entries() throws(BPFError) -> [CIDR: Int] {
+        var result: [CIDR: Int] = [:]
+        for (address, route) in try addresses.entries() { result[CIDR(host: address)] = Int(route.slot) }
+        for (prefix, route) in try prefixes4.entries() { if let cidr = prefix.model { result[cidr] = Int(route.slot) } }
+        for (prefix, route) in try prefixes6.entries() { if let cidr = prefix.model { result[cidr] = Int(route.slot) } }
+        return result
+    }
+}
+
+/// What an address of this node is, and by which device it is reached.
+public struct LocalAddress: Sendable, Hashable, Codable {
+    public var kind: LocalKind
+    /// Host-side device of a pod; 0: unknown.
+    public var interface: UInt32
+
+    public init(kind: LocalKind, interface: UInt32 = 0) {
+        self.kind = kind
+        self.interface = interface
+    }
+}
+
+/// Addresses of this node: its pods', its own, the WireGuard devices'.
+public struct LocalTable: Sendable {
+    let table: AddressTable<wgp_local>
+
+    init(_ layout: PinLayout) throws(BPFError) { table = try AddressTable(layout, "locals") }
+
+    public func update(_ address: IPAddress, _ local: LocalAddress) throws(BPFError) {
+        try table.update(address, wgp_local(ifindex: local.interface, kind: local.kind.rawValue, pad: (0, 0, 0)))
+    }
+
+    public func delete(_ address: IPAddress) throws(BPFError) { try table.delete(address) }
+
+    public func entries() throws(BPFError) -> [IPAddress: LocalAddress] {
+        var result: [IPAddress: LocalAddress] = [:]
+        for (address, value) in try table.entries() {
+            guard let kind = LocalKind(rawValue: value.kind) else { continue }
+            result[address] = LocalAddress(kind: kind, interface: value.ifindex)
+        }
+        return result
+    }
+}
+
+/// Outer addresses that may speak WireGuard to this node, and whose they are.
+public struct EndpointTable: Sendable {
+    let table: AddressTable<wgp_endpoint>
+
+    init(_ layout: PinLayout) throws(BPFError) { table = try AddressTable(layout, "endpoints") }
+
+    public func update(_ endpoint: Endpoint, slot: Int) throws(BPFError) {
+        try table.update(endpoint.address, wgp_endpoint(slot: UInt32(slot), port: endpoint.port.bigEndian, pad: 0))
+    }
+
+    public func delete(_ address: IPAddress) throws(BPFError) { try table.delete(address) }
+
+    public func entries() throws(BPFError) -> [IPAddress: (endpoint: Endpoint, slot: Int)] {
+        var result: [IPAddress: (endpoint: Endpoint, slot: Int)] = [:]
+        for (address, value) in try table.entries() {
+            result[address] = (Endpoint(address: address, port: UInt16(bigEndian: value.port)), Int(value.slot))
+        }
+        return result
+    }
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Model
+
+/// All resources at one moment, and what is wrong with those that cannot be read.
+public struct Snapshot: Sendable {
+    public var manifests: [ResourceKey: Manifest]
+    public var problems: [Problem]
+
+    public init(manifests: [ResourceKey: Manifest] = [:], problems: [Problem] = []) {
+        self.manifests = manifests
+        self.problems = problems
+    }
+
+    /// The manifests of a kind, by namespace and name.
+    public func manifests(of kind: ResourceKind) -> [Manifest] {
+        manifests.values.filter { $0.key.kind == kind }.sorted { $0.key < $1.key }
+    }
+}
+
+/// What a watcher is told.
+public enum DatastoreEvent: Sendable {
+    /// A whole, consistent state. The first one says that the first list is complete;
+    /// before it nothing may be pruned.
+    case snapshot(Snapshot)
+    /// The datastore cannot be read; the last snapshot still holds.
+    case unavailable(String)
+}
+
+/// Where resources live: a folder, etcd, Kubernetes.
+public protocol Datastore: Sendable {
+    /// For people: `directory:/path`.
+    var location: String { get }
+    /// The state now.
+    func read() async throws -> Snapshot
+    /// Changes one resource as one step: `change` gets what is there (nil: nothing) and
+    /// returns what shall be (nil: delete). It may be called again when somebody else was faster.
+    @discardableResult
+    func update(
+        _ key: ResourceKey, _ change: @Sendable (ManifestValue?) throws -> ManifestValue?
+    ) async throws -> ManifestValue?
+    /// The state now, and whenever it changes; latest wins when the reader is slow.
+    func events() async throws -> any AsyncSequence<DatastoreEvent, Never> & Sendable
+}
+
+/// An error of a datastore, with what to do.
+public struct DatastoreError: Error, CustomStringConvertible {
+    public var location: String
+    public var message: String
+    public var remedy: String
+
+    public init(location: String, message: String, remedy: String) {
+        self.location = location
+        self.message = message
+        self.remedy = remedy
+    }
+
+    public var description: String { "\(location): \(message); \(remedy)" }
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+public import Logging
+public import Model
+internal import SystemDescriptors
+internal import SystemPackage
+
+/// A datastore in a folder: one manifest a file, in a folder for each kind, replaced as a
+/// whole on writing. Files made by hand count wherever they stand in those folders.
+///
+/// A file that becomes unreadable keeps its last good content in force until it is mended
+/// or removed. The actor's calls block on the disk, on a queue of its own.
+public actor DirectoryDatastore: Datastore {
+    public nonisolated let location: String
+    private let path: String
+    private let queue = KernelQueue(label: "datastore-directory")
+    private var parsed: [String: ParsedFile] = [:]
+    private let logger: Logger
+
+    private struct ParsedFile {
+        var entry: FolderEntry
+        /// The last content that could be read.
+        var manifest: Manifest?
+        var problems: [Problem]
+    }
+
+    public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
+
+    public init(path: String, logger: Logger) {
+        self.path = path
+        self.logger = logger
+        location = "directory:\(path)"
+    }
+
+    /// Makes the folders. For whoever sets a datastore up; an agent does not.
+    public func create() throws {
+        do {
+            for kind in ResourceKind.allCases { try makeFolders("\(path)/\(kind.plural)") }
+        } catch {
+            throw failure(error, doing: "cannot make its folders")
+        }
+    }
+
+    private func failure(_ error: Errno, doing: String, file: String = "") -> DatastoreError {
+        let remedy =
+            switch error {
+            case .noSpace: "free space on the disk; nothing of the old content was touched"
+            case .readOnlyFileSystem: "mount the file system writable"
+            case .permissionDenied, .notPermitted: "run as root, or give this user the right to write there"
+            case .noSuchFileOrDirectory: "make the folder, or name another with --datastore directory:PATH"
+            default: "check the folder and its file system"
+            }
+        return DatastoreError(
+            location: file.isEmpty ? location : "\(location)/\(file)", message: "\(doing): \(error)", remedy: remedy)
+    }
+
+    // MARK: Reading
+
+    public func read() throws -> Snapshot {
+        var snapshot = Snapshot()
+        var seen: Set<String> = []
+        do {
+            _ = try listFolder(path)
+        } catch {
+            throw failure(error, doing: "cannot be read")
+        }
+        for folder in [""] + ResourceKind.allCases.map(\.plural) {
+            let entries: [FolderEntry]
+            do {
+                entries = try listFolder(folder.isEmpty ? path : "\(path)/\(folder)")
+            } catch {
+                if error == .noSuchFileOrDirectory { continue }
+                throw failure(error, doing: "cannot be read", file: folder)
+            }
+            for entry in entries where !entry.isFolder && Self.isManifestFile(entry.name) {
+                let file = folder.isEmpty ? entry.name : "\(folder)/\(entry.name)"
+                seen.insert(file)
+                let content = refresh(file, entry)
+                snapshot.problems += content.problems
+                guard let manifest = content.manifest else { continue }
+                if snapshot.manifests[manifest.key] != nil {
+                    snapshot.problems.append(
+                        Problem(
+                            resource: file, field: "metadata.name", value: manifest.key.name,
+                            message: "names \(manifest.key), which another file holds already, and is ignored",
+                            remedy: "remove one of the two files"))
+                } else {
+                    snapshot.manifests[manifest.key] = manifest
+                }
+            }
+        }
+        parsed = parsed.filter { seen.contains($0.key) }
+        return snapshot
+    }
+
+    private static func isManifestFile(_ name: String) -> Bool {
+        !name.hasPrefix(".") && [".yaml", ".yml", ".json"].contains { name.hasSuffix($0) }
+    }
+
+    /// Reads a file again when it is not the one that was read before.
+    private func refresh(_ file: String, _ entry: FolderEntry) -> ParsedFile {
+        if let known = parsed[file], known.entry == entry { return known }
+        var result = ParsedFile(entry: entry, manifest: parsed[file]?.manifest, problems: [])
+        do {
+            let bytes = try readFile("\(path)/\(file)", limit: 4 << 20)
+            let text = String(decoding: bytes, as: UTF8.self)
+            result.manifest = try Manifest(ManifestText.parse(text, origin: file), origin: file)
+        } catch let error as ProblemsError {
+            result.problems = error.problems.map { problem in
+                var problem = problem
+                if result.manifest != nil { problem.message += " (its last good content stays in force)" }
+                return problem
+            }
+        } catch {
+            result.problems = [
+                Problem(resource: file, message: "cannot be read: \(error)", remedy: "check the file's rights and size")
+            ]
+        }
+        parsed[file] = result
+        return result
+    }
+
+    // MARK: Writing
+
+    @discardableResult
+    public func update(
+        _ key: ResourceKey, _ change: @Sendable (ManifestValue?) throws -> ManifestValue?
+    ) async throws -> ManifestValue? {
+        do {
+            return try withFileLock("\(path)/.lock") { try replace(key, change) }
+        } catch let error as Errno {
+            throw failure(error, doing: "cannot be locked for writing")
+        }
+    }
+
+    private func replace(
+        _ key: ResourceKey, _ change: (ManifestValue?) throws -> ManifestValue?
+    ) throws -> ManifestValue? {
+        _ = try read()
+        let file = parsed.first { $0.value.manifest?.key == key }?.key ?? Self.fileName(key)
+        let current = parsed[file]?.manifest?.content
+        let wanted = try change(current)
+        guard wanted != current else { return current }
+        do {
+            if let wanted {
+                _ = try Manifest(wanted, origin: key.description)
+                let text = file.hasSuffix(".json") ? try ManifestText.json(wanted) : try ManifestText.yaml(wanted)
+                try makeFolders("\(path)/\(key.kind.plural)")
+                try replaceFile("\(path)/\(file)", with: Array(text.utf8))
+            } else {
+                try removeFile("\(path)/\(file)")
+            }
+        } catch let error as Errno {
+            throw failure(error, doing: "cannot be written", file: file)
+        }
+        _ = try read()
+        return wanted
+    }
+
+    private static func fileName(_ key: ResourceKey) -> String {
+        let name = key.namespace.isEmpty ? key.name : "\(key.namespace).\(key.name)"
+        return "\(key.kind.plural)/\(name).yaml"
+    }
+
+    // MARK: Watching
+
+    public func events() async throws -> any AsyncSequence<DatastoreEvent, Never> & Sendable {
+        let watch = try FolderWatch()
+        watchFolders(watch)
+        // The first tick is there from the start: it gives the first snapshot.
+        return watch.ticks.map { _ in await self.next(watch) }
+    }
+
+    private func next(_ watch: FolderWatch) -> DatastoreEvent {
+        watch.drain()
+        watchFolders(watch)
+        do {
+            return .snapshot(try read())
+        } catch {
+            logger.warning("datastore cannot be read", metadata: ["error": "\(error)"])
+            return .unavailable("\(error)")
+        }
+    }
+
+    /// A folder may be new, or come back.
+    private func watchFolders(_ watch: FolderWatch) {
+        for folder in [path] + ResourceKind.allCases.map({ "\(path)/\($0.plural)" }) { try? watch.add(folder) }
+    }
+}

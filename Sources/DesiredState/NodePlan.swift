@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Model
+
+/// Where packets for a prefix go.
+public enum RouteTarget: Sendable, Hashable, Codable {
+    /// In a pool, and no node has it.
+    case pool
+    /// This node's.
+    case local
+    /// Another node's.
+    case node(String)
+}
+
+/// Another node's WireGuard peer, of one family.
+public struct PeerPlan: Sendable, Hashable {
+    public var node: String
+    public var publicKey: PublicKey
+    public var endpoint: Endpoint
+    public var allowedIPs: Set<CIDR>
+
+    public init(node: String, publicKey: PublicKey, endpoint: Endpoint, allowedIPs: Set<CIDR>) {
+        self.node = node
+        self.publicKey = publicKey
+        self.endpoint = endpoint
+        self.allowedIPs = allowedIPs
+    }
+}
+
+/// A pod of this node.
+public struct LocalPod: Sendable, Hashable {
+    /// `namespace/name`.
+    public var name: String
+    public var addresses: [IPAddress]
+}
+
+/// What one node should have, of one family.
+public struct FamilyPlan: Sendable, Hashable {
+    /// By node.
+    public var peers: [String: PeerPlan] = [:]
+    public var routes: [CIDR: RouteTarget] = [:]
+    /// Other nodes that have prefixes but no usable peer.
+    public var unencrypted: Set<String> = []
+    /// Whether the node has an underlay address, without which there is no device.
+    public var hasUnderlay = false
+}
+
+/// What one node should have: a pure function of the resources.
+public struct NodePlan: Sendable {
+    public var node: String
+    public var settings: Settings
+    public var routeSource: RouteSource
+    public var ipv4 = FamilyPlan()
+    public var ipv6 = FamilyPlan()
+    public var pods: [LocalPod] = []
+    /// Who had each key first; handed to the next computation.
+    public var keyOwners: [PublicKey: String]
+    public var problems: [Problem]
+
+    public subscript(family: AddressFamily) -> FamilyPlan {
+        get { family == .ipv4 ? ipv4 : ipv6 }
+        set { if family == .ipv4 { ipv4 = newValue } else { ipv6 = newValue } }
+    }
+
+    /// - Parameters:
+    ///   - manifests: all resources.
+    ///   - node: this node's name.
+    ///   - ownKeys: the public keys of this node's devices; nobody else may claim them.
+    ///   - keyOwners: who had each key before.
+    public init(
+        manifests: [Manifest], node: String, ownKeys: [AddressFamily: PublicKey] = [:],
+        keyOwners: [PublicKey: String] = [:]
+    ) {
+        let cluster = ClusterState(manifests)
+        var problems = cluster.problems
+        self.node = node
+        settings = Settings(
+            felix: manifests.filter { $0.key.kind == .felixConfiguration },
+            dataplane: manifests.filter { $0.key.kind == .dataplaneConfiguration }, node: node, problems: &problems)
+        routeSource = settings.routeSource ?? cluster.automaticRouteSource
+        let ownership = Ownership(cluster, source: routeSource)
+        problems += ownership.problems
+        self.keyOwners = [:]
+        self.problems = []
+        if cluster.nodes[node] == nil {
+            problems.append(
+                Problem(
+                    resource: "Node/\(node)", message: "is not in the datastore, so this node has no endpoint",
+                    remedy: "create it, or name another with --node"))
+        }
+        for pod in cluster.pods where pod.node == node && !pod.isHostNetwork && !pod.isFinished {
+            pods.append(LocalPod(name: pod.description, addresses: pod.addresses))
+        }
+        var history = keyOwners
+        for key in ownKeys.values { history[key] = node }
+        for family in AddressFamily.allCases {
+            self[family] = plan(family, cluster, ownership, history, &problems)
+        }
+        self.problems = Array(Set(problems)).sorted()
+    }
+
+    private mutating func plan(
+        _ family: AddressFamily, _ cluster: ClusterState, _ ownership: Ownership, _ history: [PublicKey: String],
+        _ problems: inout [Problem]
+    ) -> FamilyPlan {
+        var plan = FamilyPlan()
+        plan.hasUnderlay = cluster.nodes[node]?.addresses[family] != nil
+        for pool in cluster.pools where !pool.isDisabled && pool.cidr.family == family {
+            plan.routes[pool.cidr] = .pool
+        }
+        var prefixes: [String: Set<CIDR>] = [:]
+        for (cidr, owner) in ownership.owners where cidr.family == family {
+            prefixes[owner, default: []].insert(cidr)
+            plan.routes[cidr] = owner == node ? .local : .node(owner)
+        }
+        let valid = validKeys(family, cluster, history, &problems)
+        for (name, key) in valid {
+            keyOwners[key] = name
+            guard name != node, let other = cluster.nodes[name] else { continue }
+            guard let address = other.addresses[family] else {
+                problems.append(
+                    Problem(
+                        resource: "Node/\(name)", field: "status.addresses",
+                        message: "has no InternalIP of \(family), so its WireGuard has no endpoint and is not used",
+                        remedy: "add the address, or the annotation \(NodeAnnotation.nodeAddress(family))"))
+                continue
+            }
+            var allowed = prefixes[name] ?? []
+            // Where the device has the node's own address, that is what it sends from.
+            if other.interfaceAddresses[family] == address { allowed.insert(CIDR(host: address)) }
+            plan.peers[name] = PeerPlan(
+                node: name, publicKey: key,
+                endpoint: Endpoint(address: address, port: settings[family].listeningPort), allowedIPs: allowed)
+        }
+        plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
+        return plan
+    }
+
+    /// Keys by node, without those that two nodes claim: who had a key first keeps it;
+    /// when nobody knows who that was, nobody has it.
+    private func validKeys(
+        _ family: AddressFamily, _ cluster: ClusterState, _ history: [PublicKey: String], _ problems: inout [Problem]
+    ) -> [String: PublicKey] {
+        var claimants: [PublicKey: [String]] = [:]
+        for other in cluster.nodes.values {
+            if let key = other.publicKeys[family] { claimants[key, default: []].append(other.name) }
+        }
+        for (key, owner) in history where owner == node {
+            if claimants[key]?.contains(node) == false { claimants[key]?.append(node) }
+        }
+        var valid: [String: PublicKey] = [:]
+        for (key, names) in claimants {
+            if names.count == 1 {
+                valid[names[0]] = key
+                continue
+            }
+            let first = history[key].flatMap { names.contains($0) ? $0 : nil }
+            if let first { valid[first] = key }
+            for name in names.sorted() where name != first {
+                let others = names.filter { $0 != name }.sorted().joined(separator: ", ")
+                problems.append(
+                    Problem(
+                        resource: "Node/\(name)",
+                        field: "metadata.annotations[\(NodeAnnotation.publicKey(family))]", value: key.description,
+                        message: "is claimed by node \(others) too"
+                            + (first == nil ? ", and neither is used" : ", who had it first, and is not used for this node"),
+                        remedy: "remove the annotation from the node that does not own the key; its agent writes its own"))
+            }
+        }
+        return valid
+    }
+}

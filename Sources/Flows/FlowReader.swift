@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+public import DataplaneMaps
+public import Model
+
+/// Both directions of a flow as one record (a biflow, RFC 5103).
+public struct Biflow: Sendable, Hashable, Codable {
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or the number.
+    public var transport: String
+    /// The side that spoke first.
+    public var source: IPAddress
+    public var sourcePort: UInt16
+    public var destination: IPAddress
+    public var destinationPort: UInt16
+    public var packets: UInt64
+    public var bytes: UInt64
+    public var reversePackets: UInt64
+    public var reverseBytes: UInt64
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    public var first: UInt64
+    public var last: UInt64
+    /// `tunnel`, `clear`, `local`, `outside`.
+    public var way: String
+    /// Both directions went through WireGuard only.
+    public var isEncrypted: Bool
+    public var sourceName: String?
+    public var destinationName: String?
+    /// Node at the other end.
+    public var peer: String?
+}
+
+/// Reads the flow tables.
+public struct FlowReader: Sendable {
+    private let maps: PinnedMaps
+
+    public init(_ maps: PinnedMaps) { self.maps = maps }
+
+    /// All flows, the busiest first. `names`: of pods and nodes by address.
+    public func biflows(names: [IPAddress: String] = [:]) throws -> [Biflow] {
+        let entries = try maps.flows.entries()
+        let owners = try maps.destinations.slotOwners()
+        var result: [Biflow] = []
+        var done: Set<FlowKey> = []
+        // The reverse direction came in by another device; match it on addresses and ports.
+        var byTuple: [FlowKey: [FlowKey]] = [:]
+        for key in entries.keys { byTuple[Self.anywhere(key), default: []].append(key) }
+        for (key, entry) in entries.sorted(by: { $0.value.first < $1.value.first }) where !done.contains(key) {
+            done.insert(key)
+            var flow = Self.oneWay(key, entry)
+            let candidates = byTuple[Self.anywhere(Self.reversed(key))] ?? []
+            if let reverse = candidates.filter({ !done.contains($0) }).min(by: { $0.interface < $1.interface }),
+                let other = entries[reverse]
+            {
+                done.insert(reverse)
+                flow.reversePackets = other.packets
+                flow.reverseBytes = other.bytes
+                flow.first = min(flow.first, other.first)
+                flow.last = max(flow.last, other.last)
+                let crosses = entry.slot >= DestinationSlot.firstPeer || other.slot >= DestinationSlot.firstPeer
+                let clear = entry.isClear || other.isClear
+                flow.way = Self.way(
+                    tunnelled: entry.isTunnelled || other.isTunnelled, clear: clear, crosses: crosses, slot: entry.slot)
+                flow.peer = (owners[entry.slot] ?? owners[other.slot])?.node
+            } else {
+                flow.peer = owners[entry.slot]?.node
+            }
+            flow.isEncrypted = flow.way == "tunnel"
+            flow.sourceName = names[key.source]
+            flow.destinationName = names[key.destination]
+            result.append(flow)
+        }
+        return result.sorted { ($0.bytes + $0.reverseBytes, $1.source) > ($1.bytes + $1.reverseBytes, $0.source) }
+    }
+
+    private static func oneWay(_ key: FlowKey, _ entry: FlowEntry) -> Biflow {
+        Biflow(
+            transport: transportName(key.transport), source: key.source, sourcePort: key.sourcePort,
+            destination: key.destination, destinationPort: key.destinationPort, packets: entry.packets,
+            bytes: entry.bytes, reversePackets: 0, reverseBytes: 0, first: entry.first, last: entry.last,
+            way: way(
+                tunnelled: entry.isTunnelled || entry.hook == .fromWireGuard, clear: entry.isClear,
+                crosses: entry.slot >= DestinationSlot.firstPeer, slot: entry.slot),
+            isEncrypted: false)
+    }
+
+    private static func way(tunnelled: Bool, clear: Bool, crosses: Bool, slot: Int) -> String {
+        if clear { return tunnelled ? "mixed" : "clear" }
+        if tunnelled { return "tunnel" }
+        if crosses { return "clear" }
+        return slot == DestinationSlot.local ? "local" : slot == DestinationSlot.outside ? "outside" : "clear"
+    }
+
+    private static func anywhere(_ key: FlowKey) -> FlowKey {
+        var key = key
+        key.interface = 0
+        return key
+    }
+
+    private static func reversed(_ key: FlowKey) -> FlowKey {
+        var result = key
+        (result.source, result.destination) = (key.destination, key.source)
+        // ICMP echo has its identifier in both directions' first port.
+        if key.transport != 1 && key.transport != 58 {
+            (result.sourcePort, result.destinationPort) = (key.destinationPort, key.sourcePort)
+        }
+        return result
+    }
+
+    /// By IANA protocol number.
+    public static func transportName(_ number: UInt8) -> String {
+        switch number {
+        case 1: "icmp"
+        case 6: "tcp"
+        case 17: "udp"
+        case 58: "icmpv6"
+        case 132: "sctp"
+        default: "\(number)"
+        }
+    }
+}
+
+/// Takes out flows and masquerade mappings that have ended or idled too long.
+public struct FlowSweeper: Sendable {
+    private let maps: PinnedMaps
+
+    public init(_ maps: PinnedMaps) { self.maps = maps }
+
+    /// Seconds without a packet after which a flow is over; Calico's values.
+    static func timeout(transport: UInt8, tcpFlags: UInt8) -> UInt64 {
+        switch transport {
+        case 6:
+            if tcpFlags & 0x04 != 0 { return 40 }
+            if tcpFlags & 0x01 != 0 { return 30 }
+            return tcpFlags & 0x10 != 0 ? 3600 : 20
+        case 17: return 60
+        case 1, 58: return 5
+        default: return 600
+        }
+    }
+
+    /// One pass at a time of CLOCK_MONOTONIC; returns how many flows and mappings went.
+    public func sweep(now: UInt64) throws -> (flows: Int, mappings: Int) {
+        var flows = 0
+        for (key, entry) in try maps.flows.entries() {
+            let limit = Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags) * 1_000_000_000
+            if now > entry.last, now - entry.last > limit, try maps.flows.take(key) != nil { flows += 1 }
+        }
+        return (flows, try sweepMasquerade(now: now))
+    }
+
+    /// Both halves of a mapping go together, when neither has been used.
+    private func sweepMasquerade(now: UInt64) throws -> Int {
+        let entries = try maps.masquerade.entries()
+        var gone = 0
+        for (key, entry) in entries where key.isOutgoing {
+            let isICMP = key.transport == 1 || key.transport == 58
+            let reply = MasqueradeKey(
+                source: key.destination, destination: entry.address,
+                sourcePort: isICMP ? entry.port : key.destinationPort, destinationPort: isICMP ? 0 : entry.port,
+                transport: key.transport, isOutgoing: false)
+            let other = entries[reply]
+            let last = max(entry.last, other?.last ?? 0)
+            let limit =
+                max(30, Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags | (other?.tcpFlags ?? 0)))
+                * 1_000_000_000
+            guard now > last, now - last > limit else { continue }
+            try maps.masquerade.delete(key)
+            try maps.masquerade.delete(reply)
+            gone += 1
+        }
+        return gone
+    }
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Model
+internal import Synchronization
+public import SystemDescriptors
+internal import SystemPackage
+
+/// Echo servers in a pod or node: UDP and TCP on one port, both families, until stopped.
+public final class EchoServer: Sendable {
+    private let flag: StopFlag
+    private let threads: [BackgroundThread]
+
+    /// Opens the sockets inside and serves them on threads.
+    public init(in place: NamespaceFiles, port: UInt16, isIPv6: [Bool]) throws {
+        let sockets = try place.run {
+            try isIPv6.map { v6 in
+                let any = [UInt8](repeating: 0, count: v6 ? 16 : 4)
+                let udp = try InternetSocket(.udp, isIPv6: v6, timeoutMilliseconds: 100)
+                try udp.bind(SocketAddress(any, port: port))
+                let tcp = try InternetSocket(.tcp, isIPv6: v6, timeoutMilliseconds: 100)
+                try tcp.bind(SocketAddress(any, port: port))
+                try tcp.listen()
+                return (udp, tcp)
+            }
+        }
+        let stopped = StopFlag()
+        flag = stopped
+        threads = sockets.flatMap { udp, tcp in
+            [
+                BackgroundThread { Self.serveUDP(udp, stopped) },
+                BackgroundThread { Self.serveTCP(tcp, stopped) },
+            ]
+        }
+    }
+
+    public func stop() {
+        flag.raise()
+        for thread in threads { thread.join() }
+    }
+
+    private static func serveUDP(_ socket: InternetSocket, _ stopped: StopFlag) {
+        while !stopped.isRaised {
+            guard let (bytes, from) = try? socket.receive(), let from else { continue }
+            _ = try? socket.send(bytes, to: from)
+        }
+    }
+
+    private static func serveTCP(_ listener: InternetSocket, _ stopped: StopFlag) {
+        var connections: [BackgroundThread] = []
+        while !stopped.isRaised {
+            guard let connection = try? listener.accept() else { continue }
+            connections.append(
+                BackgroundThread {
+                    try? connection.setTimeout(milliseconds: 100)
+                    while !stopped.isRaised {
+                        do {
+                            let (bytes, _) = try connection.receive()
+                            if bytes.isEmpty { return }
+                            try connection.send(bytes)
+                        } catch {
+                            if (error as? Errno) != .wouldBlock { return }
+                        }
+                    }
+                })
+        }
+        for connection in connections { connection.join() }
+    }
+}
+
+/// A flag that one thread raises and others see.
+public final class StopFlag: Sendable {
+    private let value = Atomic<Bool>(false)
+
+    public init() {}
+    public func raise() { value.store(true, ordering: .releasing) }
+    public var isRaised: Bool { value.load(ordering: .acquiring) }
+}
+
+/// Protocols of a reachability check.
+public enum ProbeProtocol: String, Sendable, Codable, CaseIterable {
+    case icmp
+    case tcp
+    case udp
+}
+
+/// One question and answer between two places. All calls block.
+public struct Prober: Sendable {
+    public let place: NamespaceFiles
+    public static let port: UInt16 = 7007
+
+    public init(_ place: NamespaceFiles) { self.place = place }
+
+    /// Whether a question to an address is answered within the time, from a source address if given.
+    public func ask(
+        _ transport: ProbeProtocol, _ destination: [UInt8], identifier: UInt16, timeoutMilliseconds: Int = 1000
+    ) -> Bool {
+        let isIPv6 = destination.count == 16
+        let opened = try? place.run {
+            try InternetSocket(
+                transport == .icmp ? .icmp : transport == .tcp ? .tcp : .udp, isIPv6: isIPv6,
+                timeoutMilliseconds: timeoutMilliseconds)
+        }
+        guard let socket = opened else { return false }
+        let word = Array("wgplane \(identifier)".utf8)
+        do {
+            switch transport {
+            case .icmp:
+                try socket.send(
+                    Self.echoRequest(identifier, word, isIPv6: isIPv6), to: SocketAddress(destination))
+                let deadline = monotonicNanoseconds() + UInt64(timeoutMilliseconds) * 1_000_000
+                while monotonicNanoseconds() < deadline {
+                    let (answer, _) = try socket.receive()
+                    if Self.isEchoReply(answer, identifier, isIPv6: isIPv6) { return true }
+                }
+                return false
+            case .udp:
+                try socket.connect(SocketAddress(destination, port: Self.port))
+                try socket.send(word)
+                return try socket.receive().bytes == word
+            case .tcp:
+                try socket.connect(SocketAddress(destination, port: Self.port))
+                try socket.send(word)
+                return try socket.receive().bytes == word
+            }
+        } catch {
+            return false
+        }
+    }
+
+    /// RFC 792 and RFC 4443; the kernel fills in ICMPv6's checksum.
+    static func echoRequest(_ identifier: UInt16, _ payload: [UInt8], isIPv6: Bool) -> [UInt8] {
+        var packet: [UInt8] = [isIPv6 ? 128 : 8, 0, 0, 0, UInt8(identifier >> 8), UInt8(identifier & 0xff), 0, 1]
+        packet += payload
+        if !isIPv6 {
+            let sum = internetChecksum(packet)
+            packet[2] = UInt8(sum >> 8)
+            packet[3] = UInt8(sum & 0xff)
+        }
+        return packet
+    }
+
+    static func isEchoReply(_ bytes: [UInt8], _ identifier: UInt16, isIPv6: Bool) -> Bool {
+        let start = isIPv6 ? 0 : Int(bytes.first.map { $0 & 15 } ?? 5) * 4
+        guard bytes.count >= start + 8, bytes[start] == (isIPv6 ? 129 : 0) else { return false }
+        return UInt16(bytes[start + 4]) << 8 | UInt16(bytes[start + 5]) == identifier
+    }
+}
+
+/// The Internet checksum (RFC 1071) over bytes in network order.
+public func internetChecksum(_ bytes: [UInt8]) -> UInt16 {
+    var sum: UInt32 = 0
+    for index in stride(from: 0, to: bytes.count, by: 2) {
+        sum += UInt32(bytes[index]) << 8 | (index + 1 < bytes.count ? UInt32(bytes[index + 1]) : 0)
+    }
+    while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
+    return ~UInt16(sum)
+}

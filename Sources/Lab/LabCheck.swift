@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DataplaneMaps
+internal import Flows
+internal import Model
+internal import SystemDescriptors
+
+/// Whether two places of a lab reach each other, and which way the packets went.
+public struct PairResult: Sendable, Codable, Equatable {
+    public var source: String
+    public var destination: String
+    /// `icmp`, `tcp`, `udp`.
+    public var `protocol`: String
+    /// `IPv4`, `IPv6`.
+    public var family: String
+    public var reachable: Bool
+    /// `tunnel`, `local`, `clear`; `none` when no flow was seen.
+    public var way: String
+    /// Of both directions, as the source's node counted them.
+    public var packets: UInt64
+}
+
+/// The result of `LabCheck`.
+public struct CheckResult: Sendable, Codable {
+    public var pairs: [PairResult]
+    public var underlay: CaptureCount
+}
+
+/// ICMP, TCP and UDP between every two pods, and from each node to the pods of others.
+public struct LabCheck: Sendable {
+    private let lab: Lab
+
+    public init(_ lab: Lab) { self.lab = lab }
+
+    public func run() async throws -> CheckResult {
+        let pods = await lab.state.pods
+        let lab = lab
+        let families = lab.spec.families
+        return try await Task.detachedThread {
+            let capture = try UnderlayCapture(
+                underlay: lab.place("underlay"), pools: families.map(LabAddresses.pool))
+            var servers: [EchoServer] = []
+            defer { for server in servers { server.stop() } }
+            for pod in pods {
+                servers.append(
+                    try EchoServer(
+                        in: lab.place(pod.name), port: Prober.port, isIPv6: families.map { $0 == .ipv6 }))
+            }
+            var pairs: [PairResult] = []
+            var identifier: UInt16 = 1
+            let sources = pods.map { ($0.name, $0.node, true) } + lab.nodeNames().enumerated().map { ($1, $0 + 1, false) }
+            for (name, node, isPod) in sources {
+                let prober = Prober(try lab.place(name))
+                for pod in pods where pod.name != name && (isPod || pod.node != node) {
+                    for address in pod.addresses {
+                        for transport in ProbeProtocol.allCases {
+                            let reachable = prober.ask(transport, address.bytes, identifier: identifier)
+                            identifier &+= 1
+                            pairs.append(
+                                PairResult(
+                                    source: name, destination: pod.name, protocol: transport.rawValue,
+                                    family: address.family.description, reachable: reachable, way: "none", packets: 0))
+                        }
+                    }
+                }
+            }
+            try Self.addWays(&pairs, lab, pods)
+            return CheckResult(pairs: pairs, underlay: capture.stop())
+        }
+    }
+
+    /// Looks the pairs up in the flow tables of their sources' nodes.
+    private static func addWays(_ pairs: inout [PairResult], _ lab: Lab, _ pods: [LabPod]) throws {
+        var names: [IPAddress: String] = [:]
+        for pod in pods { for address in pod.addresses { names[address] = pod.name } }
+        for (number, node) in lab.nodeNames().enumerated() {
+            var nodeNames = names
+            for family in lab.spec.families { nodeNames[LabAddresses.node(number + 1, family)] = node }
+            guard let maps = try? lab.maps(node) else { continue }
+            let flows = try FlowReader(maps).biflows(names: nodeNames)
+            for index in pairs.indices {
+                let pair = pairs[index]
+                let isHere = pair.source == node || pods.contains { $0.name == pair.source && $0.node == number + 1 }
+                guard isHere else { continue }
+                let matching = flows.filter {
+                    $0.sourceName == pair.source && $0.destinationName == pair.destination
+                        && $0.source.family.description == pair.family
+                        && ($0.transport == pair.protocol || $0.transport == "icmpv6" && pair.protocol == "icmp")
+                }
+                if let last = matching.max(by: { $0.last < $1.last }) {
+                    pairs[index].way = last.way
+                    pairs[index].packets = matching.reduce(0) { $0 + $1.packets + $1.reversePackets }
+                }
+            }
+        }
+    }
+}
+
+extension Task where Success == Never, Failure == Never {
+    /// Runs blocking work on a thread of its own and suspends until it is done.
+    public static func detachedThread<Value: Sendable>(
+        _ body: @escaping @Sendable () throws -> Value
+    ) async throws -> Value {
+        try await withCheckedThrowingContinuation { continuation in
+            startThread { continuation.resume(with: Result { try body() }) }
+        }
+    }
+}

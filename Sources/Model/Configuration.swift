@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Which of Calico's sources says where a node's pod addresses are.
+public enum RouteSource: String, Sendable, Hashable, Codable, CaseIterable {
+    case calicoIPAM = "CalicoIPAM"
+    case podCIDRs = "PodCIDRs"
+    case workloadIPs = "WorkloadIPs"
+}
+
+/// Which implementation of WireGuard carries the packets.
+public enum WireGuardBackendChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case auto = "Auto"
+    case kernel = "Kernel"
+    case userspace = "Userspace"
+}
+
+/// How BPF programs are attached to devices.
+public enum AttachmentChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case auto = "Auto"
+    case tcx = "TCX"
+    case tc = "TC"
+}
+
+/// Whether pods' packets are redirected at once or go through the kernel's forwarding.
+public enum SteeringPathChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case auto = "Auto"
+    case direct = "Direct"
+    case stack = "Stack"
+}
+
+/// The data plane of a node.
+public enum ModeChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case auto = "Auto"
+    case ebpf = "EBPF"
+    case disabled = "Disabled"
+}
+
+/// Settings of one WireGuard device: of one family.
+public struct DeviceSettings: Sendable, Hashable, Codable {
+    public var enabled = false
+    public var interfaceName: String
+    public var listeningPort: UInt16
+    /// 0: from the underlay's.
+    public var mtu: UInt32 = 0
+
+    /// Felix's defaults.
+    public init(_ family: AddressFamily) {
+        interfaceName = family == .ipv4 ? "wireguard.cali" : "wg-v6.cali"
+        listeningPort = family == .ipv4 ? 51820 : 51821
+    }
+}
+
+/// The settings in force on one node, merged from all resources that bear on it.
+public struct Settings: Sendable, Hashable, Codable {
+    public var ipv4 = DeviceSettings(.ipv4)
+    public var ipv6 = DeviceSettings(.ipv6)
+    /// Seconds; 0: off.
+    public var keepAlive: UInt16 = 0
+    /// Nil: whichever source the datastore has.
+    public var routeSource: RouteSource?
+    public var attachment = AttachmentChoice.auto
+    /// Regular expression of uplinks' names; Calico's default.
+    public var dataInterfacePattern = "^((en|wl|ww|sl|ib)[Popsx].*|(eth|wlan|wwan|bond).*)"
+    public var mode = ModeChoice.auto
+    public var backend = WireGuardBackendChoice.auto
+    public var steeringPath = SteeringPathChoice.auto
+    public var firewallMark: UInt32 = 0x2000_0000
+
+    public init() {}
+
+    public subscript(family: AddressFamily) -> DeviceSettings {
+        get { family == .ipv4 ? ipv4 : ipv6 }
+        set { if family == .ipv4 { ipv4 = newValue } else { ipv6 = newValue } }
+    }
+
+    /// Families whose WireGuard is switched on.
+    public var enabledFamilies: [AddressFamily] {
+        mode == .disabled ? [] : AddressFamily.allCases.filter { self[$0].enabled }
+    }
+}
+
+extension Settings {
+    /// Merges `default`, then `node.<name>`, field by field: Felix's resource and ours.
+    public init(
+        felix: [Manifest], dataplane: [Manifest], node: String, problems: inout [Problem]
+    ) {
+        self.init()
+        func inOrder(_ manifests: [Manifest]) -> [Manifest] {
+            ["default", "node.\(node)"].compactMap { name in manifests.first { $0.key.name == name } }
+        }
+        for manifest in inOrder(felix) { applyFelix(manifest, &problems) }
+        for manifest in inOrder(dataplane) { applyDataplane(manifest, &problems) }
+    }
+
+    private mutating func applyFelix(_ manifest: Manifest, _ problems: inout [Problem]) {
+        var reader = FieldReader(manifest.content, resource: manifest.key.description)
+        reader.object("spec") { spec in
+            for (family, suffix) in [(AddressFamily.ipv4, ""), (.ipv6, "V6")] {
+                if let flag = spec.bool("wireguardEnabled" + suffix) { self[family].enabled = flag }
+                if let name = spec.string("wireguardInterfaceName" + suffix) {
+                    if Self.isInterfaceName(name) {
+                        self[family].interfaceName = name
+                    } else {
+                        spec.report(
+                            "wireguardInterfaceName" + suffix, value: name, "is no device name that Linux takes",
+                            remedy: "use 1 to 15 characters without space and '/'")
+                    }
+                }
+                if let port = spec.integer("wireguardListeningPort" + suffix, in: 1...65535) {
+                    self[family].listeningPort = UInt16(port)
+                }
+                if let mtu = spec.integer("wireguardMTU" + suffix, in: 0...65535) {
+                    if mtu == 0 || mtu >= (family == .ipv4 ? 576 : 1280) {
+                        self[family].mtu = UInt32(mtu)
+                    } else {
+                        spec.report(
+                            "wireguardMTU" + suffix, value: "\(mtu)", "is too small for \(family)",
+                            remedy: "use 0 for the underlay's less the overhead, or at least \(family == .ipv4 ? 576 : 1280)")
+                    }
+                }
+            }
+            if let seconds = spec.duration("wireguardKeepAlive") {
+                if (0...65535).contains(seconds) {
+                    keepAlive = UInt16(seconds)
+                } else {
+                    spec.report(
+                        "wireguardKeepAlive", value: "\(seconds)s", "is out of range", remedy: "use 0s to 65535s")
+                }
+            }
+            if let source: RouteSource = spec.choice("routeSource") { routeSource = source }
+            if let choice: AttachmentChoice = spec.choice("bpfAttachType") { attachment = choice }
+            if let pattern = spec.string("bpfDataIfacePattern"), !pattern.isEmpty {
+                if (try? Regex(pattern)) != nil {
+                    dataInterfacePattern = pattern
+                } else {
+                    spec.report(
+                        "bpfDataIfacePattern", value: pattern, "is no regular expression",
+                        remedy: "write it like ^(eth|ens).*")
+                }
+            }
+            spec.reportUnknownFields(
+                also: ["bpfEnabled", "wireguardRoutingRulePriority", "wireguardThreadingEnabled",
+                    "wireguardHostEncryptionEnabled", "wireguardPersistentKeepAlive"]
+            ) { $0.lowercased().hasPrefix("wireguard") }
+        }
+        problems += reader.problems
+    }
+
+    private mutating func applyDataplane(_ manifest: Manifest, _ problems: inout [Problem]) {
+        var reader = FieldReader(manifest.content, resource: manifest.key.description)
+        reader.object("spec") { spec in
+            if let choice: ModeChoice = spec.choice("mode") { mode = choice }
+            if let choice: WireGuardBackendChoice = spec.choice("wireguardBackend") { backend = choice }
+            if let choice: SteeringPathChoice = spec.choice("wireguardSteeringPath") { steeringPath = choice }
+            if let text = spec.string("wireguardFirewallMark") {
+                let digits = text.lowercased().hasPrefix("0x") ? UInt32(text.dropFirst(2), radix: 16) : UInt32(text)
+                if let mark = digits, mark != 0, mark & 0x3000 == 0 {
+                    firewallMark = mark
+                } else {
+                    spec.report(
+                        "wireguardFirewallMark", value: text, "is no usable mark",
+                        remedy: "use a number other than 0 without the bits 0x3000, like 0x20000000")
+                }
+            }
+            spec.reportUnknownFields()
+        }
+        problems += reader.problems
+    }
+
+    /// What Linux takes as a device name (`dev_valid_name`).
+    public static func isInterfaceName(_ name: String) -> Bool {
+        (1...15).contains(name.utf8.count) && name != "." && name != ".."
+            && !name.utf8.contains { $0 == 0x2f || $0 == 0x3a || $0 <= 0x20 || $0 == 0x7f }
+    }
+}

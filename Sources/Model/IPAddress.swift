@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// An address family, by the version number in the IP header.
+public enum AddressFamily: UInt8, Sendable, Hashable, Codable, CaseIterable, Comparable, CustomStringConvertible {
+    case ipv4 = 4
+    case ipv6 = 6
+
+    /// Bits of an address: 32 or 128.
+    public var bitWidth: Int { self == .ipv4 ? 32 : 128 }
+    /// Bytes of an address: 4 or 16.
+    public var byteCount: Int { bitWidth / 8 }
+    public var description: String { self == .ipv4 ? "IPv4" : "IPv6" }
+    public static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+}
+
+/// An IPv4 or IPv6 address.
+public struct IPAddress: Sendable, Hashable, Comparable {
+    public let family: AddressFamily
+    /// The address as a number, most significant byte first in the text; IPv4 in the low 32 bits.
+    public let bits: UInt128
+
+    public init(family: AddressFamily, bits: UInt128) {
+        self.family = family
+        self.bits = family == .ipv4 ? bits & 0xffff_ffff : bits
+    }
+
+    /// From 4 or 16 bytes in network byte order; nil for any other count.
+    public init?(bytes: some Collection<UInt8>) {
+        switch bytes.count {
+        case 4: family = .ipv4
+        case 16: family = .ipv6
+        default: return nil
+        }
+        bits = bytes.reduce(0) { $0 << 8 | UInt128($1) }
+    }
+
+    /// 4 or 16 bytes in network byte order.
+    public var bytes: [UInt8] {
+        (0..<family.byteCount).map { UInt8(truncatingIfNeeded: bits >> UInt128(8 * (family.byteCount - 1 - $0))) }
+    }
+
+    public static func < (a: Self, b: Self) -> Bool { (a.family, a.bits) < (b.family, b.bits) }
+
+    public static let anyIPv4 = IPAddress(family: .ipv4, bits: 0)
+    public static let anyIPv6 = IPAddress(family: .ipv6, bits: 0)
+
+    /// 127.0.0.0/8 or ::1.
+    public var isLoopback: Bool { family == .ipv4 ? bits >> 24 == 127 : bits == 1 }
+    /// 224.0.0.0/4 or ff00::/8.
+    public var isMulticast: Bool { family == .ipv4 ? bits >> 28 == 0xe : bits >> 120 == 0xff }
+    /// 169.254.0.0/16 or fe80::/10.
+    public var isLinkLocal: Bool { family == .ipv4 ? bits >> 16 == 0xa9fe : bits >> 118 == 0x3fa }
+    /// 0.0.0.0 or ::.
+    public var isUnspecified: Bool { bits == 0 }
+}
+
+extension IPAddress: LosslessStringConvertible {
+    /// Dotted decimal without leading zeros, or RFC 4291 text; nil for anything else.
+    public init?(_ text: String) {
+        if text.utf8.contains(UInt8(ascii: ":")) {
+            guard let bits = Self.parseIPv6(text) else { return nil }
+            self.init(family: .ipv6, bits: bits)
+        } else {
+            guard let bits = Self.parseIPv4(text) else { return nil }
+            self.init(family: .ipv4, bits: UInt128(bits))
+        }
+    }
+
+    private static func parseIPv4(_ text: some StringProtocol) -> UInt32? {
+        let parts = text.split(separator: ".", omittingEmptySubsequences: false)
+        guard parts.count == 4 else { return nil }
+        var result: UInt32 = 0
+        for part in parts {
+            guard (1...3).contains(part.utf8.count), part.utf8.allSatisfy({ (48...57).contains($0) }),
+                part == "0" || !part.hasPrefix("0"), let byte = UInt8(part)
+            else { return nil }
+            result = result << 8 | UInt32(byte)
+        }
+        return result
+    }
+
+    private static func parseIPv6(_ text: String) -> UInt128? {
+        func groups(_ half: Substring) -> [UInt16]? {
+            if half.isEmpty { return [] }
+            var result: [UInt16] = []
+            let parts = half.split(separator: ":", omittingEmptySubsequences: false)
+            for (index, part) in parts.enumerated() {
+                if index == parts.count - 1, part.contains(".") {
+                    guard let low = parseIPv4(part) else { return nil }
+                    result += [UInt16(low >> 16), UInt16(truncatingIfNeeded: low)]
+                } else {
+                    guard (1...4).contains(part.utf8.count), part.utf8.allSatisfy({ $0 != 43 && $0 != 45 }),
+                        let group = UInt16(part, radix: 16)
+                    else { return nil }
+                    result.append(group)
+                }
+            }
+            return result
+        }
+        let all: [UInt16]
+        if let gap = text.firstRange(of: "::") {
+            guard let head = groups(text[..<gap.lowerBound]), let tail = groups(text[gap.upperBound...]),
+                head.count + tail.count < 8
+            else { return nil }
+            all = head + Array(repeating: 0, count: 8 - head.count - tail.count) + tail
+        } else {
+            guard let whole = groups(text[...]), whole.count == 8 else { return nil }
+            all = whole
+        }
+        return all.reduce(0) { $0 << 16 | UInt128($1) }
+    }
+
+    /// Dotted decimal, or the canonical text of RFC 5952.
+    public var description: String {
+        if family == .ipv4 { return bytes.map(String.init).joined(separator: ".") }
+        let groups = (0..<8).map { UInt16(truncatingIfNeeded: bits >> UInt128(16 * (7 - $0))) }
+        var best = 0..<0
+        var start = 0
+        while start < 8 {
+            guard groups[start] == 0 else {
+                start += 1
+                continue
+            }
+            var end = start
+            while end < 8, groups[end] == 0 { end += 1 }
+            if end - start > max(best.count, 1) { best = start..<end }
+            start = end
+        }
+        func text(_ part: ArraySlice<UInt16>) -> String {
+            part.map { String($0, radix: 16) }.joined(separator: ":")
+        }
+        if best.isEmpty { return text(groups[...]) }
+        return text(groups[..<best.lowerBound]) + "::" + text(groups[best.upperBound...])
+    }
+}
+
+extension IPAddress: Codable {
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        let text = try container.decode(String.self)
+        guard let value = IPAddress(text) else {
+            throw DecodingError.dataCorruptedError(in: container, debugDescription: "\"\(text)\" is no IP address")
+        }
+        self = value
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        try container.encode(description)
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// The annotations of a Node by which the cluster's agents meet.
+public enum NodeAnnotation {
+    public static func publicKey(_ family: AddressFamily) -> String {
+        family == .ipv4 ? "projectcalico.org/WireguardPublicKey" : "projectcalico.org/WireguardPublicKeyV6"
+    }
+    public static func interfaceAddress(_ family: AddressFamily) -> String {
+        family == .ipv4
+            ? "projectcalico.org/IPv4WireguardInterfaceAddr" : "projectcalico.org/IPv6WireguardInterfaceAddr"
+    }
+    /// Calico's own word for a node's address, `10.0.0.1/24`.
+    public static func nodeAddress(_ family: AddressFamily) -> String {
+        family == .ipv4 ? "projectcalico.org/IPv4Address" : "projectcalico.org/IPv6Address"
+    }
+}
+
+/// What wgplane reads of a Kubernetes Node.
+public struct NodeResource: Sendable, Hashable {
+    public var name: String
+    /// Underlay address by family: WireGuard's endpoint.
+    public var addresses: [AddressFamily: IPAddress] = [:]
+    public var publicKeys: [AddressFamily: PublicKey] = [:]
+    /// Addresses of the WireGuard devices.
+    public var interfaceAddresses: [AddressFamily: IPAddress] = [:]
+    public var podCIDRs: [CIDR] = []
+    /// `aws:///…`, `azure:///…`.
+    public var providerID: String?
+}
+
+extension NodeResource {
+    /// Reads a Node; fields with problems count as absent.
+    public init(_ manifest: Manifest, problems: inout [Problem]) {
+        var reader = FieldReader(manifest.content, resource: manifest.key.description)
+        var result = NodeResource(name: manifest.key.name)
+        let annotations = manifest.annotations
+        reader.object("spec") { spec in
+            result.providerID = spec.string("providerID")
+            var texts = spec.strings("podCIDRs")
+            if texts.isEmpty, let single = spec.string("podCIDR") { texts = [single] }
+            for text in texts where !text.isEmpty {
+                if let cidr = CIDR(text) {
+                    result.podCIDRs.append(cidr)
+                } else {
+                    spec.report(
+                        "podCIDRs", value: text, "is not a prefix with its host bits zero", remedy: "write it like 10.244.1.0/24")
+                }
+            }
+        }
+        reader.object("status") { status in
+            let addresses: [IPAddress] = status.objects("addresses") { entry in
+                guard entry.string("type") == "InternalIP" else { return nil }
+                return entry.address("address")
+            }
+            for address in addresses where result.addresses[address.family] == nil {
+                result.addresses[address.family] = address
+            }
+        }
+        for family in AddressFamily.allCases {
+            func annotation<Value>(_ name: String, _ expected: String, _ parse: (String) -> Value?) -> Value? {
+                guard let text = annotations[name], !text.isEmpty else { return nil }
+                if let value = parse(text) { return value }
+                reader.report(
+                    "metadata.annotations[\(name)]", value: text, "is not \(expected)",
+                    remedy: "remove the annotation; the node's agent writes it anew")
+                return nil
+            }
+            if let address = annotation(
+                NodeAnnotation.nodeAddress(family), "an \(family) address",
+                { text in
+                    IPAddress(String(text.split(separator: "/").first ?? "")).flatMap { $0.family == family ? $0 : nil }
+                })
+            {
+                result.addresses[family] = address
+            }
+            result.publicKeys[family] = annotation(
+                NodeAnnotation.publicKey(family), "a WireGuard public key of 32 bytes in base64", { PublicKey($0) })
+            result.interfaceAddresses[family] = annotation(
+                NodeAnnotation.interfaceAddress(family), "an \(family) address",
+                { IPAddress($0).flatMap { $0.family == family ? $0 : nil } })
+        }
+        problems += reader.problems
+        self = result
+    }
+}
+
+/// What wgplane reads of a Kubernetes Pod.
+public struct PodResource: Sendable, Hashable {
+    public var namespace: String
+    public var name: String
+    /// Node that it is bound to; empty: not yet.
+    public var node: String
+    public var addresses: [IPAddress]
+    public var isHostNetwork: Bool
+    /// Succeeded or Failed: it runs no more, and its addresses may be another's.
+    public var isFinished: Bool
+
+    /// `namespace/name`.
+    public var description: String { "\(namespace)/\(name)" }
+}
+
+extension PodResource {
+    /// Reads a Pod; fields with problems count as absent.
+    public init(_ manifest: Manifest, problems: inout [Problem]) {
+        var reader = FieldReader(manifest.content, resource: manifest.key.description)
+        namespace = manifest.key.namespace
+        name = manifest.key.name
+        (node, isHostNetwork) = reader.object("spec") { spec in
+            (spec.string("nodeName") ?? "", spec.bool("hostNetwork") ?? false)
+        }
+        (addresses, isFinished) = reader.object("status") { status in
+            let phase = status.string("phase") ?? ""
+            var found: [IPAddress] = status.objects("podIPs") { $0.address("ip") }
+            if found.isEmpty, let single = status.address("podIP") { found = [single] }
+            return (found, phase == "Succeeded" || phase == "Failed")
+        }
+        problems += reader.problems
+    }
+}

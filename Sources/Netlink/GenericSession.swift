@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinuxUAPI
+internal import Glibc
+public import SystemDescriptors
+
+/// Generic netlink: a family found by name, and its commands (`<linux/genetlink.h>`).
+public final class GenericSession {
+    private let session: NetlinkSession
+    private let family: UInt16
+    private let version: UInt8
+
+    /// Finds the family; the kernel loads its module when it may.
+    public init(_ name: String, version: UInt8 = 1, socket: SharedDescriptor? = nil) throws(NetlinkError) {
+        if let socket {
+            session = NetlinkSession(socket)
+        } else {
+            session = try NetlinkSession(.generic)
+        }
+        self.version = version
+        var payload = NetlinkPayload(genlmsghdr(cmd: UInt8(CTRL_CMD_GETFAMILY), version: 1, reserved: 0))
+        payload.attribute(CTRL_ATTR_FAMILY_NAME, text: name)
+        let answers: [NetlinkMessage]
+        do {
+            answers = try session.request("find family \(name)", type: GENL_ID_CTRL, dump: false, payload)
+        } catch {
+            if error.errno == ENOENT { throw .noFamily(name) }
+            throw error
+        }
+        let identifiers = answers.compactMap { answer -> UInt16? in
+            guard let (_, attributes) = answer.parse(genlmsghdr.self) else { return nil }
+            return attributes.first { $0.type == Int(CTRL_ATTR_FAMILY_ID) }?.integer()
+        }
+        guard let identifier = identifiers.first else { throw .noFamily(name) }
+        family = identifier
+    }
+
+    /// Sends a command that is acknowledged.
+    public func acknowledge(
+        _ operation: String, command: some BinaryInteger, _ build: (inout NetlinkPayload) -> Void
+    ) throws(NetlinkError) {
+        try session.acknowledge(operation, type: family, payload(command, build))
+    }
+
+    /// Sends a command and returns the attributes of each message of the answer.
+    public func dump(
+        _ operation: String, command: some BinaryInteger, _ build: (inout NetlinkPayload) -> Void
+    ) throws(NetlinkError) -> [NetlinkAttributes] {
+        try session.request(operation, type: family, dump: true, payload(command, build)).compactMap {
+            $0.parse(genlmsghdr.self)?.1
+        }
+    }
+
+    private func payload(_ command: some BinaryInteger, _ build: (inout NetlinkPayload) -> Void) -> NetlinkPayload {
+        var payload = NetlinkPayload(genlmsghdr(cmd: UInt8(command), version: version, reserved: 0))
+        build(&payload)
+        return payload
+    }
+}
+
+/// Whether packets pass a firewall on their way through this node.
+public enum FirewallInspection {
+    /// Names what is there: nftables tables (legacy iptables tables too). Empty: nothing
+    /// in netfilter looks at forwarded packets. In the calling thread's network namespace.
+    public static func tables() throws(NetlinkError) -> [String] {
+        var found: [String] = []
+        for (file, tool) in [("ip_tables_names", "iptables"), ("ip6_tables_names", "ip6tables")] {
+            guard let bytes = try? readFile("/proc/net/\(file)") else { continue }
+            found += String(decoding: bytes, as: UTF8.self).split(separator: "\n").map { "\(tool) \($0)" }
+        }
+        do {
+            let session = try NetlinkSession(.netfilter)
+            let type = Int32(NFNL_SUBSYS_NFTABLES) << 8 | Int32(NFT_MSG_GETTABLE.rawValue)
+            let answers = try session.request(
+                "list nftables tables", type: type, dump: true,
+                NetlinkPayload(nfgenmsg(nfgen_family: 0, version: UInt8(NFNETLINK_V0), res_id: 0)))
+            for answer in answers {
+                guard let (_, attributes) = answer.parse(nfgenmsg.self) else { continue }
+                found += attributes.filter { $0.type == Int(NFTA_TABLE_NAME.rawValue) }.map { "nftables \($0.text)" }
+            }
+        } catch {
+            // No nf_tables in this kernel: nothing there.
+            let absent = [EOPNOTSUPP, EINVAL, ENOENT, EPROTONOSUPPORT]
+            if !absent.contains(error.errno) { throw error }
+        }
+        return found.sorted()
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinuxUAPI
+internal import Glibc
+public import Model
+
+extension RouteSession {
+    // MARK: Routes
+
+    /// Every route of a family, in all tables.
+    public func routes(_ family: AddressFamily) throws(NetlinkError) -> [Route] {
+        var header = rtmsg()
+        header.rtm_family = family.socketFamily
+        return try session.request("list \(family) routes", type: RTM_GETROUTE, dump: true, NetlinkPayload(header))
+            .compactMap(Self.route)
+    }
+
+    private static func route(_ message: NetlinkMessage) -> Route? {
+        guard Int(message.type) == RTM_NEWROUTE, let (header, attributes) = message.parse(rtmsg.self),
+            let family = AddressFamily(socketFamily: header.rtm_family)
+        else { return nil }
+        var address = family == .ipv4 ? IPAddress.anyIPv4 : .anyIPv6
+        var result = (index: UInt32(0), gateway: IPAddress?.none, table: UInt32(header.rtm_table))
+        for attribute in attributes {
+            switch attribute.type {
+            case Int(RTA_DST.rawValue): address = IPAddress(bytes: attribute.payload) ?? address
+            case Int(RTA_OIF.rawValue): result.index = attribute.integer() ?? 0
+            case Int(RTA_GATEWAY.rawValue): result.gateway = IPAddress(bytes: attribute.payload)
+            case Int(RTA_TABLE.rawValue): result.table = attribute.integer() ?? result.table
+            default: break
+            }
+        }
+        guard let destination = CIDR(masking: address, prefixLength: Int(header.rtm_dst_len)) else { return nil }
+        return Route(
+            destination, index: result.index, gateway: result.gateway, table: result.table, type: header.rtm_type)
+    }
+
+    /// Adds a route, or replaces the one with its destination, table and metric.
+    public func replaceRoute(_ route: Route) throws(NetlinkError) {
+        try session.acknowledge(
+            "set route \(route.destination)", type: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE,
+            Self.routePayload(route))
+    }
+
+    /// Deletes a route; what is not there is no error.
+    public func deleteRoute(_ route: Route) throws(NetlinkError) {
+        do {
+            try session.acknowledge(
+                "delete route \(route.destination)", type: RTM_DELROUTE, Self.routePayload(route))
+        } catch {
+            if error.errno != ESRCH { throw error }
+        }
+    }
+
+    private static func routePayload(_ route: Route) -> NetlinkPayload {
+        var header = rtmsg()
+        header.rtm_family = route.destination.family.socketFamily
+        header.rtm_dst_len = UInt8(route.destination.prefixLength)
+        header.rtm_table = route.table < 256 ? UInt8(route.table) : UInt8(RT_TABLE_UNSPEC.rawValue)
+        header.rtm_protocol = UInt8(RTPROT_STATIC)
+        header.rtm_scope = UInt8(
+            route.gateway == nil && route.index != 0 && route.destination.family == .ipv4
+                ? RT_SCOPE_LINK.rawValue : RT_SCOPE_UNIVERSE.rawValue)
+        header.rtm_type = route.type
+        var payload = NetlinkPayload(header)
+        payload.attribute(RTA_DST.rawValue, bytes: route.destination.address.bytes)
+        if route.index != 0 { payload.attribute(RTA_OIF.rawValue, value: route.index) }
+        if let gateway = route.gateway { payload.attribute(RTA_GATEWAY.rawValue, bytes: gateway.bytes) }
+        payload.attribute(RTA_TABLE.rawValue, value: route.table)
+        return payload
+    }
+
+    // MARK: Rules
+
+    /// Policy routing rules of a family, by priority.
+    public func rules(_ family: AddressFamily) throws(NetlinkError) -> [RoutingRule] {
+        var header = fib_rule_hdr()
+        header.family = family.socketFamily
+        return try session.request("list \(family) rules", type: RTM_GETRULE, dump: true, NetlinkPayload(header))
+            .compactMap { message -> RoutingRule? in
+                guard Int(message.type) == RTM_NEWRULE, let (header, attributes) = message.parse(fib_rule_hdr.self)
+                else { return nil }
+                var rule = RoutingRule(family: family, priority: 0, table: UInt32(header.table), mark: 0, mask: 0)
+                for attribute in attributes {
+                    switch attribute.type {
+                    case Int(FRA_PRIORITY): rule.priority = attribute.integer() ?? 0
+                    case Int(FRA_TABLE): rule.table = attribute.integer() ?? rule.table
+                    case Int(FRA_FWMARK): rule.mark = attribute.integer() ?? 0
+                    case Int(FRA_FWMASK): rule.mask = attribute.integer() ?? 0
+                    default: break
+                    }
+                }
+                return rule
+            }
+            .sorted { $0.priority < $1.priority }
+    }
+
+    // MARK: Neighbours
+
+    /// Enters a permanent neighbour, or a proxy entry for an address that this node answers for.
+    public func replaceNeighbour(
+        _ address: IPAddress, index: UInt32, hardwareAddress: [UInt8]? = nil, isProxy: Bool = false
+    ) throws(NetlinkError) {
+        var header = ndmsg()
+        header.ndm_family = address.family.socketFamily
+        header.ndm_ifindex = Int32(index)
+        header.ndm_state = UInt16(NUD_PERMANENT)
+        header.ndm_flags = isProxy ? UInt8(NTF_PROXY) : 0
+        var payload = NetlinkPayload(header)
+        payload.attribute(NDA_DST, bytes: address.bytes)
+        if let hardwareAddress { payload.attribute(NDA_LLADDR, bytes: hardwareAddress) }
+        try session.acknowledge(
+            "set neighbour \(address)", type: RTM_NEWNEIGH, flags: NLM_F_CREATE | NLM_F_REPLACE, payload)
+    }
+}
+
+extension RouteSession {
+    // MARK: Filters
+
+    /// Filters on a device's clsact qdisc, both directions.
+    public func filterCount(interface: UInt32) throws(NetlinkError) -> Int {
+        var count = 0
+        // TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS and TC_H_MIN_EGRESS), <linux/pkt_sched.h>.
+        for parent: UInt32 in [0xffff_fff2, 0xffff_fff3] {
+            var header = tcmsg()
+            header.tcm_ifindex = Int32(interface)
+            header.tcm_parent = parent
+            count += try session.request(
+                "list filters of device \(interface)", type: RTM_GETTFILTER, dump: true, NetlinkPayload(header)
+            ).count
+        }
+        return count
+    }
+}

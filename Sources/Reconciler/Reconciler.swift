@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Keeps a table of objects as it should be: finds what differs, applies it, and
+/// tries again what failed, each object with its own back-off.
+///
+/// Operations must be idempotent: to delete what is not there is no error.
+public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable & Sendable>: Sendable {
+    /// What is known to be in place.
+    public private(set) var applied: [Key: Value] = [:]
+    private var failures: [Key: Failure] = [:]
+    private let clock: @Sendable () -> ContinuousClock.Instant
+
+    private struct Failure: Sendable {
+        var attempts: Int
+        var retryAt: ContinuousClock.Instant
+        var message: String
+    }
+
+    public init(clock: @escaping @Sendable () -> ContinuousClock.Instant = { .now }) {
+        self.clock = clock
+    }
+
+    /// Takes what a look at the real table has found as what is in place.
+    public mutating func adopt(_ actual: [Key: Value]) { applied = actual }
+
+    /// Makes or changes what differs from `desired`; returns the keys that changed.
+    @discardableResult
+    public mutating func update(
+        to desired: [Key: Value], _ operation: (Key, Value) throws -> Void
+    ) -> [Key] {
+        var changed: [Key] = []
+        for (key, value) in desired.sorted(by: { $0.key < $1.key }) where applied[key] != value {
+            guard isDue(key) else { continue }
+            do {
+                try operation(key, value)
+                applied[key] = value
+                failures[key] = nil
+                changed.append(key)
+            } catch {
+                fail(key, error)
+            }
+        }
+        return changed
+    }
+
+    /// Deletes what `desired` has not; returns the keys that went. Call it only when
+    /// every source of `desired` has told its first complete list.
+    @discardableResult
+    public mutating func prune(
+        to desired: [Key: Value], _ operation: (Key) throws -> Void
+    ) -> [Key] {
+        var gone: [Key] = []
+        for key in applied.keys.sorted() where desired[key] == nil {
+            guard isDue(key) else { continue }
+            do {
+                try operation(key)
+                applied[key] = nil
+                failures[key] = nil
+                gone.append(key)
+            } catch {
+                fail(key, error)
+            }
+        }
+        for key in failures.keys where desired[key] == nil && applied[key] == nil { failures[key] = nil }
+        return gone
+    }
+
+    /// What failed last, by key.
+    public var errors: [Key: String] { failures.mapValues(\.message) }
+
+    /// When the next failed object is due; nil: none failed.
+    public var nextRetry: ContinuousClock.Instant? { failures.values.map(\.retryAt).min() }
+
+    private func isDue(_ key: Key) -> Bool {
+        guard let failure = failures[key] else { return true }
+        return failure.retryAt <= clock()
+    }
+
+    /// 100 ms, doubled with each attempt, up to a minute.
+    private mutating func fail(_ key: Key, _ error: any Error) {
+        let attempts = (failures[key]?.attempts ?? 0) + 1
+        let delay = min(Duration.seconds(60), .milliseconds(100) * (1 << min(attempts - 1, 10)))
+        failures[key] = Failure(attempts: attempts, retryAt: clock() + delay, message: "\(error)")
+    }
+}

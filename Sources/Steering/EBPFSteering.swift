@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BPF
+public import DataplaneMaps
+internal import Logging
+public import Model
+internal import Netlink
+internal import Reconciler
+
+/// Steering by the TC programs: fills their maps and attaches them.
+///
+/// Order makes before it breaks: slots, endpoints, addresses, routes, then the
+/// slots' actions, then the programs; removal goes the other way. The maps are
+/// pinned and outlive the agent; the next one adopts them as they are.
+public struct EBPFSteering: SteeringBackend {
+    public let maps: PinnedMaps
+    public let mechanism: AttachmentMechanism
+    private let layout: PinLayout
+    private let programs: DataplanePrograms
+    private var slots = SlotAssignment()
+    private var routes = Reconciler<CIDR, Int>()
+    private var locals = Reconciler<IPAddress, LocalAddress>()
+    private var endpoints = Reconciler<IPAddress, EndpointValue>()
+    fileprivate var hooks = Reconciler<HookPoint, UInt32>()
+    private var config: DataplaneConfig?
+
+    struct EndpointValue: Equatable, Sendable {
+        var endpoint: Endpoint
+        var slot: Int
+    }
+
+    /// Loads the programs, and adopts the pinned maps of an earlier agent.
+    public init(layout: PinLayout, attachment: AttachmentChoice) throws {
+        self.layout = layout
+        try layout.create()
+        programs = try DataplanePrograms(layout)
+        maps = try PinnedMaps(layout)
+        switch attachment {
+        case .auto: mechanism = AttachmentMechanism.probe()
+        case .tcx:
+            guard AttachmentMechanism.probe() == .tcx else {
+                throw BPFError.unsupported(feature: "tcx, which bpfAttachType TCX asks for", minimumKernel: "6.6")
+            }
+            mechanism = .tcx
+        case .tc: mechanism = .clsact
+        }
+        try adopt()
+    }
+
+    private mutating func adopt() throws {
+        slots = SlotAssignment(try maps.destinations.slotOwners(), count: maps.destinations.count)
+        maps.destinations.setAction(DestinationSlot.outside, .clear)
+        maps.destinations.setAction(DestinationSlot.pool, .clear)
+        maps.destinations.setAction(DestinationSlot.local, .stack)
+        routes.adopt(try maps.routes.entries())
+        locals.adopt(try maps.locals.entries())
+        endpoints.adopt(
+            try maps.endpoints.entries().mapValues { EndpointValue(endpoint: $0.endpoint, slot: $0.slot) })
+        let (found, generation) = try maps.config.read()
+        config = generation == 0 ? nil : found
+    }
+
+    /// Where a peer's flows are, if it has a slot.
+    public func slot(of key: PeerSlotKey) -> Int? { slots[key] }
+
+    /// Whether an earlier agent had this key's peer in the tunnel.
+    public func wasTunnelled(_ key: PeerSlotKey, publicKey: PublicKey) -> Bool {
+        guard let slot = slots[key], slots.owner(slot)?.publicKey == publicKey else { return false }
+        return maps.destinations[slot].action == .tunnel
+    }
+
+    /// Forgets what it believes of the maps and devices, so that the next `apply` mends drift.
+    public mutating func resync() throws {
+        try adopt()
+        hooks.adopt(try attachedHooks())
+    }
+
+    /// Lets the plan's peers speak WireGuard to us, before any is told to: a handshake
+    /// whose answer is refused is tried again only after five seconds.
+    public mutating func admit(_ plan: SteeringPlan) throws {
+        var problems: [Problem] = []
+        try prepareSlots(plan, &problems)
+        let table = maps
+        endpoints.update(to: wantedEndpoints(plan)) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
+    }
+
+    public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
+        var problems: [Problem] = []
+        if config != plan.config {
+            try maps.config.write(plan.config)
+            config = plan.config
+        }
+        try prepareSlots(plan, &problems)
+        applyAddresses(plan)
+        applyRoutes(plan)
+        for (key, peer) in plan.peers {
+            if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
+        }
+        applyHooks(plan)
+        try releaseSlots(plan)
+        problems += report()
+        return problems
+    }
+
+    // MARK: Slots
+
+    private mutating func prepareSlots(_ plan: SteeringPlan, _ problems: inout [Problem]) throws {
+        for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
+            let owner = SlotOwner(node: key.node, family: key.family, publicKey: peer.publicKey)
+            guard let slot = slots.assign(key) else {
+                problems.append(
+                    Problem(
+                        resource: "Node/\(key.node)", message: "has no place among the destinations, and is not steered",
+                        remedy: "at most \(maps.destinations.count - DestinationSlot.firstPeer) peers are possible"))
+                continue
+            }
+            if slots.owner(slot) != owner {
+                try maps.destinations.setOwner(slot, owner)
+                slots.setOwner(slot, owner)
+            }
+            maps.destinations.setLanes(slot, family: key.family, interfaces: peer.lanes)
+        }
+    }
+
+    private mutating func releaseSlots(_ plan: SteeringPlan) throws {
+        for (key, slot) in slots.assigned where plan.peers[key] == nil {
+            // Not while a route or an endpoint still leads there.
+            if routes.applied.values.contains(slot) || endpoints.applied.values.contains(where: { $0.slot == slot }) {
+                continue
+            }
+            maps.destinations.setAction(slot, .clear)
+            maps.destinations.raiseGeneration(slot)
+            maps.destinations.setLanes(slot, family: nil, interfaces: [])
+            try maps.destinations.setOwner(slot, nil)
+            slots.release(key)
+        }
+    }
+
+    // MARK: Addresses
+
+    private func wantedEndpoints(_ plan: SteeringPlan) -> [IPAddress: EndpointValue] {
+        var wanted: [IPAddress: EndpointValue] = [:]
+        for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
+            guard let endpoint = peer.endpoint, let slot = slots[key] else { continue }
+            wanted[endpoint.address] = EndpointValue(endpoint: endpoint, slot: slot)
+        }
+        return wanted
+    }
+
+    private mutating func applyAddresses(_ plan: SteeringPlan) {
+        let wanted = wantedEndpoints(plan)
+        let table = maps
+        endpoints.update(to: wanted) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
+        endpoints.prune(to: wanted) { try table.endpoints.delete($0) }
+        let changed = locals.update(to: plan.locals) { try table.locals.update($0, $1) }
+        let gone = locals.prune(to: plan.locals) { try table.locals.delete($0) }
+        // Every flow asks again who its source is.
+        if !changed.isEmpty || !gone.isEmpty { try? maps.config.raiseGeneration() }
+    }
+
+    // MARK: Routes
+
+    private mutating func applyRoutes(_ plan: SteeringPlan) {
+        var wanted: [CIDR: Int] = [:]
+        for (cidr, target) in plan.routes {
+            switch target {
+            case .pool: wanted[cidr] = DestinationSlot.pool
+            case .local: wanted[cidr] = DestinationSlot.local
+            case .peer(let key): wanted[cidr] = slots[key] ?? DestinationSlot.pool
+            }
+        }
+        let table = maps
+        // A change raises the generation of the slots that covered the prefix before
+        // and after it: their flows look up once more, nobody else's.
+        routes.update(to: wanted) { cidr, slot in
+            let before = try table.routes.slot(covering: cidr)
+            try table.routes.update(cidr, slot: slot)
+            table.destinations.raiseGeneration(before)
+            if slot != before { table.destinations.raiseGeneration(slot) }
+        }
+        routes.prune(to: wanted) { cidr in
+            let before = try table.routes.slot(covering: cidr)
+            try table.routes.delete(cidr)
+            let after = try table.routes.slot(covering: cidr)
+            table.destinations.raiseGeneration(before)
+            if after != before { table.destinations.raiseGeneration(after) }
+        }
+    }
+
+    // MARK: Hooks
+
+    private func attachment(_ point: HookPoint) -> Attachment {
+        Attachment(interface: point.interface, direction: point.direction, mechanism: mechanism)
+    }
+
+    private func pin(_ point: HookPoint) -> String { layout.link(hook: point.hook, interface: point.interface) }
+
+    private func programIdentifier(_ point: HookPoint) -> UInt32 {
+        (try? programs.program(point.hook, isEthernet: point.isEthernet).information().identifier) ?? 0
+    }
+
+    private mutating func applyHooks(_ plan: SteeringPlan) {
+        let wanted = Dictionary(uniqueKeysWithValues: plan.hooks.map { ($0, programIdentifier($0)) })
+        let view = self
+        hooks.update(to: wanted) { point, _ in
+            try view.attachment(point).attach(
+                view.programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
+        }
+        hooks.prune(to: wanted) { point in try view.attachment(point).detach(pin: view.pin(point)) }
+        // Links of an earlier agent, or of devices that are gone.
+        let pins = Set(mechanism == .tcx ? plan.hooks.map(pin) : [])
+        for link in layout.pinnedLinks() where !pins.contains(link.pin) { try? Attachment.removePin(link.pin) }
+    }
+
+    /// Which of the hooks it made are really in place.
+    private func attachedHooks() throws -> [HookPoint: UInt32] {
+        var result: [HookPoint: UInt32] = [:]
+        for point in hooks.applied.keys {
+            if let program = try? attachment(point).attachedProgram(pin: pin(point)) { result[point] = program }
+        }
+        return result
+    }
+
+    private func report() -> [Problem] {
+        func problems<Key: CustomStringConvertible>(_ errors: [Key: String], _ what: String) -> [Problem] {
+            errors.map {
+                Problem(
+                    resource: "Dataplane", field: what, value: "\($0.key)", message: $0.value,
+                    remedy: "it is tried again; see `wgplane doctor`")
+            }
+        }
+        return problems(routes.errors, "routes") + problems(locals.errors, "locals")
+            + problems(endpoints.errors, "endpoints")
+            + hooks.errors.map {
+                Problem(
+                    resource: "Device/\($0.key.device)", field: $0.key.hook.name, message: $0.value,
+                    remedy: "it is tried again; see `wgplane doctor`")
+            }
+    }
+
+    /// When something that failed is due again; nil: nothing failed.
+    public var nextRetry: ContinuousClock.Instant? {
+        [routes.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry].compactMap { $0 }.min()
+    }
+
+    // MARK: Removal
+
+    public mutating func remove() throws {
+        for point in hooks.applied.keys { try attachment(point).detach(pin: pin(point)) }
+        hooks.adopt([:])
+        try Self.removeAll(layout: layout)
+    }
+
+    /// Takes away whatever an agent of any time has left: links, filters, maps.
+    public static func removeAll(layout: PinLayout) throws {
+        for link in layout.pinnedLinks() { try Attachment.removePin(link.pin) }
+        if let session = try? RouteSession() {
+            for device in try session.links() {
+                var removed = false
+                for direction in [AttachmentDirection.ingress, .egress] {
+                    let filter = Attachment(interface: device.index, direction: direction, mechanism: .clsact)
+                    if try filter.attachedProgram(pin: "") != nil {
+                        try filter.detach(pin: "")
+                        removed = true
+                    }
+                }
+                // The qdisc goes when nobody else has a filter on it.
+                if removed, try session.filterCount(interface: device.index) == 0 {
+                    try Attachment.removeQdisc(interface: device.index)
+                }
+            }
+        }
+        try layout.remove()
+    }
+}
+
+extension EBPFSteering {
+    /// The hooks that are in place.
+    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted() }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BPF
+public import DataplaneMaps
+public import Model
+
+/// One peer's place in the data plane: its family's slot.
+public struct PeerSlotKey: Sendable, Hashable, Comparable {
+    public var node: String
+    public var family: AddressFamily
+
+    public init(node: String, family: AddressFamily) {
+        self.node = node
+        self.family = family
+    }
+
+    public static func < (a: Self, b: Self) -> Bool { (a.node, a.family) < (b.node, b.family) }
+}
+
+/// How packets to a peer's prefixes go.
+public struct PeerSteering: Sendable, Hashable {
+    /// Nil: the node has no WireGuard.
+    public var publicKey: PublicKey?
+    /// Outer address that may speak WireGuard to us.
+    public var endpoint: Endpoint?
+    public var action: DestinationAction
+    /// WireGuard devices that carry it.
+    public var lanes: [UInt32]
+
+    public init(publicKey: PublicKey?, endpoint: Endpoint?, action: DestinationAction, lanes: [UInt32]) {
+        self.publicKey = publicKey
+        self.endpoint = endpoint
+        self.action = action
+        self.lanes = lanes
+    }
+}
+
+/// Where a route leads.
+public enum SteeringTarget: Sendable, Hashable {
+    case pool
+    case local
+    case peer(PeerSlotKey)
+}
+
+/// A hook at a device.
+public struct HookPoint: Sendable, Hashable, Comparable {
+    public var hook: Hook
+    public var interface: UInt32
+    /// Name, for people.
+    public var device: String
+    public var isEthernet: Bool
+
+    public init(hook: Hook, interface: UInt32, device: String, isEthernet: Bool) {
+        self.hook = hook
+        self.interface = interface
+        self.device = device
+        self.isEthernet = isEthernet
+    }
+
+    public var direction: AttachmentDirection {
+        hook == .toUplink || hook == .toWireGuard ? .egress : .ingress
+    }
+
+    public static func < (a: Self, b: Self) -> Bool {
+        (a.interface, a.hook.rawValue, a.device) < (b.interface, b.hook.rawValue, b.device)
+    }
+}
+
+/// Everything that the data plane of a node should be.
+public struct SteeringPlan: Sendable {
+    public var config: DataplaneConfig
+    public var peers: [PeerSlotKey: PeerSteering] = [:]
+    public var routes: [CIDR: SteeringTarget] = [:]
+    public var locals: [IPAddress: LocalAddress] = [:]
+    public var hooks: [HookPoint] = []
+
+    public init(config: DataplaneConfig) { self.config = config }
+}
+
+/// One way to steer packets into WireGuard.
+public protocol SteeringBackend {
+    /// Makes the data plane what the plan says; returns what could not be done.
+    mutating func apply(_ plan: SteeringPlan) throws -> [Problem]
+    /// Takes everything away.
+    mutating func remove() throws
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import Model
+internal import Netlink
+internal import SystemDescriptors
+internal import SystemPackage
+
+/// WireGuard by Debian's `wireguard-go`: one process a device, which outlives the agent.
+public final class UserspaceBackend: WireGuardBackend {
+    public let kind = BackendKind.userspace
+    private let route: RouteSession
+    private let folder: String
+    private let program: String
+
+    /// `folder` is where the sockets are (`/var/run/wireguard` by the protocol).
+    public init(program: String = "wireguard-go", folder: String = "/var/run/wireguard") throws {
+        self.program = program
+        self.folder = folder
+        route = try RouteSession()
+    }
+
+    /// Whether the program is in PATH and the kernel has TUN devices.
+    public static func isAvailable(program: String = "wireguard-go") -> Bool {
+        guard fileExists("/dev/net/tun") else { return false }
+        let path = currentEnvironment().first { $0.hasPrefix("PATH=") }?.dropFirst(5) ?? "/usr/bin:/bin"
+        return path.split(separator: ":").contains { fileExists("\($0)/\(program)") }
+    }
+
+    private func socketPath(_ device: String) -> String { "\(folder)/\(device).sock" }
+
+    public func create(device: String, mtu: UInt32) throws {
+        if let link = try route.link(named: device) {
+            if answers(device) { return }
+            guard link.kind == "tun" else { throw WireGuardError.wrongKind(device: device, kind: link.kind) }
+            // Its process is gone or deaf: start afresh.
+            try route.deleteLink(named: device)
+        }
+        try? removeFile(socketPath(device))
+        try makeFolders(folder, mode: 0o700)
+        let environment = currentEnvironment().filter { !$0.hasPrefix("WG_") && !$0.hasPrefix("LOG_LEVEL=") }
+        let launch = ProgramLaunch([program, device], environment: environment + ["LOG_LEVEL=error", "WG_TUN_MTU=\(mtu)"])
+        let status: Int32
+        do {
+            // It puts itself into the background once its socket is there.
+            status = try launch.run()
+        } catch {
+            throw WireGuardError.userspace(device: device, "cannot be started: \(error)")
+        }
+        guard status == 0 else {
+            throw WireGuardError.userspace(device: device, "ended with status \(status)")
+        }
+        let deadline = monotonicNanoseconds() + 5_000_000_000
+        while !answers(device) {
+            guard monotonicNanoseconds() < deadline else {
+                throw WireGuardError.userspace(device: device, "does not answer on \(socketPath(device))")
+            }
+            usleep(2000)
+        }
+        if let link = try route.link(named: device), link.mtu != mtu { try route.setLink(link.index, mtu: mtu) }
+    }
+
+    private func answers(_ device: String) -> Bool { (try? exchange(Array("get=1\n\n".utf8), device)) != nil }
+
+    public func state(device: String) throws -> DeviceState? {
+        guard let link = try route.link(named: device) else { return nil }
+        guard fileExists(socketPath(device)) else { return nil }
+        var request = Array("get=1\n\n".utf8)
+        var answer: [UInt8]
+        do {
+            answer = try exchange(request, device)
+        } catch let error as Errno where error == .connectionRefused || error == .noSuchFileOrDirectory {
+            return nil
+        }
+        defer {
+            GuardedBytes.wipe(&answer)
+            GuardedBytes.wipe(&request)
+        }
+        var state = try UserspaceProtocol.decode(&answer, device: device)
+        state.interface = link.index
+        return state
+    }
+
+    public func apply(_ change: DeviceChange, to device: String) throws {
+        var request = UserspaceProtocol.encode(change)
+        defer { GuardedBytes.wipe(&request) }
+        let answer = String(decoding: try exchange(request, device), as: UTF8.self)
+        guard answer.hasPrefix("errno=0") else {
+            throw WireGuardError.userspace(
+                device: device, "refused a change: \(answer.split(separator: "\n").first ?? "no answer")")
+        }
+    }
+
+    public func delete(device: String) throws {
+        // The program ends when its socket is unlinked or its device deleted.
+        try? removeFile(socketPath(device))
+        if let link = try route.link(named: device), link.kind == "tun" { try route.deleteLink(named: device) }
+        let deadline = monotonicNanoseconds() + 3_000_000_000
+        while try route.link(named: device) != nil, monotonicNanoseconds() < deadline { usleep(2000) }
+    }
+
+    private func exchange(_ request: [UInt8], _ device: String) throws -> [UInt8] {
+        let stream = try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5)
+        try stream.writeAll(request)
+        return try stream.readUntil { $0.suffix(2) == [10, 10] }
+    }
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Model
+
+/// The text of WireGuard's cross-platform userspace protocol: `key=value` lines,
+/// keys in lower-case hex (https://www.wireguard.com/xplatform/).
+enum UserspaceProtocol {
+    /// The body of a `set=1` request as bytes, since it may hold the private key; the caller wipes it.
+    static func encode(_ change: DeviceChange) -> [UInt8] {
+        var request = Array("set=1\n".utf8)
+        func line(_ text: String) { request += Array("\(text)\n".utf8) }
+        if let key = change.privateKey {
+            request += Array("private_key=".utf8)
+            key.withBytes { bytes in
+                for byte in bytes {
+                    request.append(hexDigit(byte >> 4))
+                    request.append(hexDigit(byte & 15))
+                }
+            }
+            request.append(10)
+        }
+        if let port = change.listeningPort { line("listen_port=\(port)") }
+        if let mark = change.firewallMark { line("fwmark=\(mark)") }
+        for peer in change.peers {
+            line("public_key=\(hex(peer.publicKey.bytes))")
+            if peer.remove {
+                line("remove=true")
+                continue
+            }
+            if peer.updateOnly { line("update_only=true") }
+            if let endpoint = peer.endpoint { line("endpoint=\(endpoint)") }
+            if let seconds = peer.keepAlive { line("persistent_keepalive_interval=\(seconds)") }
+            if peer.replaceAllowedIPs { line("replace_allowed_ips=true") }
+            for cidr in peer.allowedIPs { line("allowed_ip=\(cidr)") }
+        }
+        request.append(10)
+        return request
+    }
+
+    /// The answer to `get=1`. The private key is taken out of the text and wiped at once.
+    static func decode(_ answer: inout [UInt8], device: String) throws(WireGuardError) -> DeviceState {
+        var state = DeviceState(name: device, interface: 0, listeningPort: 0, firewallMark: 0, peers: [:])
+        var peer: (key: PublicKey, state: PeerState)?
+        func finish() { if let peer { state.peers[peer.key] = peer.state } }
+        for line in answer.split(separator: 10) {
+            guard let equals = line.firstIndex(of: UInt8(ascii: "=")) else { continue }
+            let name = String(decoding: line[..<equals], as: UTF8.self)
+            let range = line.index(after: equals)..<line.endIndex
+            if name == "private_key" {
+                var bytes = unhex(answer[range]) ?? []
+                for index in range { answer[index] = 0 }
+                state.publicKey = PrivateKey(wiping: &bytes)?.publicKey
+                continue
+            }
+            let value = String(decoding: line[range], as: UTF8.self)
+            switch name {
+            case "errno":
+                if value != "0" { throw .userspace(device: device, "answered errno \(value)") }
+            case "listen_port": state.listeningPort = UInt16(value) ?? 0
+            case "fwmark": state.firewallMark = UInt32(value) ?? 0
+            case "public_key":
+                finish()
+                peer = unhex(line[range]).flatMap { PublicKey(bytes: $0) }.map {
+                    ($0, PeerState(allowedIPs: [], keepAlive: 0, receivedBytes: 0, sentBytes: 0))
+                }
+            case "endpoint": peer?.state.endpoint = endpoint(value)
+            case "persistent_keepalive_interval": peer?.state.keepAlive = UInt16(value) ?? 0
+            case "last_handshake_time_sec":
+                if let seconds = Int64(value), seconds != 0 { peer?.state.lastHandshake = seconds }
+            case "rx_bytes": peer?.state.receivedBytes = UInt64(value) ?? 0
+            case "tx_bytes": peer?.state.sentBytes = UInt64(value) ?? 0
+            case "allowed_ip": if let cidr = CIDR(value) { peer?.state.allowedIPs.insert(cidr) }
+            default: break
+            }
+        }
+        finish()
+        return state
+    }
+
+    static func endpoint(_ text: String) -> Endpoint? {
+        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
+            return nil
+        }
+        let address = text[..<colon].trimmingPrefix("[").replacing("]", with: "")
+        return IPAddress(String(address)).map { Endpoint(address: $0, port: port) }
+    }
+
+    static func hex(_ bytes: [UInt8]) -> String {
+        String(decoding: bytes.flatMap { [hexDigit($0 >> 4), hexDigit($0 & 15)] }, as: UTF8.self)
+    }
+
+    private static func hexDigit(_ value: UInt8) -> UInt8 { value < 10 ? 48 + value : 87 + value }
+
+    static func unhex(_ text: ArraySlice<UInt8>) -> [UInt8]? {
+        guard text.count % 2 == 0 else { return nil }
+        func digit(_ character: UInt8) -> UInt8? {
+            switch character {
+            case 48...57: character - 48
+            case 97...102: character - 87
+            case 65...70: character - 55
+            default: nil
+            }
+        }
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(text.count / 2)
+        var index = text.startIndex
+        while index < text.endIndex {
+            guard let high = digit(text[index]), let low = digit(text[index + 1]) else { return nil }
+            bytes.append(high << 4 | low)
+            index += 2
+        }
+        return bytes
+    }
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import Datastore
+import ArgumentParser
+import Model
+import ServiceLifecycle
+import UnixSignals
+import SystemDescriptors
+
+struct AgentCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "agent", abstract: "Runs the node agent, in the foreground.",
+        discussion: """
+            Needs root. Ends on SIGTERM and SIGINT, and leaves encryption running: programs and maps
+            are pinned, and the next agent adopts them. Switch WireGuard off, or run
+            `wgplane cleanup`, to take everything away. Only one agent runs for a node.
+            """)
+
+    @OptionGroup var node: NodeOptions
+    @OptionGroup var datastore: DatastoreOptions
+    @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = LogLevelChoice.info
+
+    func run() async throws {
+        guard isRoot() else {
+            throw ProblemsError(
+                Problem(
+                    resource: "Agent", field: "privileges", message: "needs root to make devices and load BPF programs",
+                    remedy: "run it as root, or in a container with CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN"))
+        }
+        let logger = agentLogger(logLevel)
+        let store = try datastore.open(logger)
+        _ = try await store.read()
+        let service = AgentService(options: node.options, datastore: store, logger: logger)
+        let group = ServiceGroup(
+            configuration: .init(
+                services: [.init(service: service, successTerminationBehavior: .gracefullyShutdownGroup)],
+                gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
+        try await group.run()
+    }
+}
+
+struct CleanupCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "cleanup", abstract: "Takes away all that agents have left on this node.",
+        discussion: "Programs, maps, WireGuard devices and the agent's files. Packets go in clear afterwards.")
+
+    @OptionGroup var node: NodeOptions
+    @Option(help: "WireGuard devices to delete.") var device = ["wireguard.cali", "wg-v6.cali"]
+
+    func run() async throws {
+        try NodeView(node.options).cleanUp(devices: device)
+    }
+}
+
+struct DoctorCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "doctor", abstract: "Tells what this kernel and node can do, what is missing, and how to mend it.",
+        discussion: "Exit status 1 when the agent could not work here.")
+
+    @OptionGroup var output: OutputOptions
+
+    func run() async throws {
+        let findings = Doctor().examine()
+        if try !Output.structured(findings, output.format) {
+            Output.table(["CHECK", "VERDICT", "FOUND"], findings.map { [$0.check, $0.verdict.rawValue, $0.found] })
+            for finding in findings where !finding.remedy.isEmpty { print("\(finding.check): \(finding.remedy)") }
+        }
+        if findings.contains(where: { $0.verdict == .missing }) { throw ExitCode(1) }
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import ArgumentParser
+import DataplaneMaps
+import Datastore
+import Foundation
+import Logging
+import Model
+
+extension LogLevelChoice: ExpressibleByArgument {}
+
+/// Log levels by their names in swift-log.
+enum LogLevelChoice: String, CaseIterable {
+    case trace, debug, info, notice, warning, error, critical
+
+    var level: Logger.Level { Logger.Level(rawValue: rawValue) ?? .info }
+}
+
+/// Which datastore a command works on.
+struct DatastoreOptions: ParsableArguments {
+    @Option(
+        name: .customLong("datastore"),
+        help: ArgumentHelp(
+            "Where the resources are: directory:PATH. Default: WGPLANE_DATASTORE, else directory:/var/lib/wgplane.",
+            valueName: "location"))
+    var location: String?
+
+    func open(_ logger: Logger = quietLogger) throws -> DirectoryDatastore {
+        let text = location ?? ProcessInfo.processInfo.environment["WGPLANE_DATASTORE"] ?? "directory:/var/lib/wgplane"
+        guard text.hasPrefix("directory:"), text.count > 10 else {
+            throw ValidationError("--datastore: \"\(text)\" is no datastore; write it like directory:/var/lib/wgplane")
+        }
+        return DirectoryDatastore(path: String(text.dropFirst(10)), logger: logger)
+    }
+}
+
+/// Which node a command looks at.
+struct NodeOptions: ParsableArguments {
+    @Option(help: "Name of this node's Node resource. Default: WGPLANE_NODE, else the host name.")
+    var node: String?
+
+    @Option(help: "Folder of the agent's lock and status.")
+    var runDirectory = AgentOptions.defaultRunDirectory
+
+    @Option(help: "Folder of the pinned maps.")
+    var pins = PinLayout.defaultRoot
+
+    var options: AgentOptions {
+        let environment = ProcessInfo.processInfo.environment
+        let name = node ?? environment["WGPLANE_NODE"] ?? ProcessInfo.processInfo.hostName
+        return AgentOptions(node: name, runDirectory: runDirectory, layout: PinLayout(root: pins))
+    }
+}
+
+/// How a command prints.
+enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
+    case table
+    case json
+    case yaml
+}
+
+struct OutputOptions: ParsableArguments {
+    @Option(name: [.customShort("o"), .customLong("output")], help: "table, json or yaml.")
+    var format = OutputFormat.table
+}
+
+/// For commands whose output is their answer.
+let quietLogger = Logger(label: "wgplane") { _ in SwiftLogNoOpLogHandler() }
+
+/// Logs to standard error.
+func agentLogger(_ level: LogLevelChoice) -> Logger {
+    var logger = Logger(label: "wgplane") { StreamLogHandler.standardError(label: $0) }
+    logger.logLevel = level.level
+    return logger
+}

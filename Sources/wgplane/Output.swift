@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Datastore
+import Foundation
+import Model
+import OrderedCollections
+import TextTable
+
+/// Prints answers as a table, JSON or YAML.
+enum Output {
+    /// Any value as JSON, keys sorted.
+    static func json(_ value: some Encodable) throws {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        print(String(decoding: try encoder.encode(value), as: UTF8.self))
+    }
+
+    /// JSON or YAML; false for a table, which the caller prints.
+    static func structured(_ value: some Encodable, _ format: OutputFormat) throws -> Bool {
+        switch format {
+        case .table: return false
+        case .json: try json(value)
+        case .yaml:
+            let data = try JSONEncoder().encode(value)
+            print(try ManifestText.yaml(try JSONDecoder().decode(ManifestValue.self, from: data)), terminator: "")
+        }
+        return true
+    }
+
+    /// Rows of cells under titles; nothing but a word when there are none. Columns of
+    /// numbers are aligned right.
+    static func table(_ titles: [String], _ rows: [[String]], empty: String = "No entries.") {
+        guard !rows.isEmpty else {
+            print(empty)
+            return
+        }
+        let isNumber = titles.indices.map { column in
+            rows.allSatisfy { $0[column].allSatisfy { $0.isNumber || $0 == "." || $0 == "-" } }
+        }
+        let table = TextTable<[String]> { row in
+            zip(titles, row).enumerated().map { index, cell in
+                Column(title: cell.0, value: cell.1, align: isNumber[index] ? .right : .left)
+            }
+        }
+        let text = table.string(for: rows, style: Style.plain) ?? ""
+        for line in text.split(separator: "\n", omittingEmptySubsequences: false) where !line.isEmpty {
+            print(String(line.reversed().drop { $0 == " " }.reversed()))
+        }
+    }
+
+    /// Objects whose fields are the columns.
+    static func table(_ objects: [ManifestValue], empty: String = "No entries.") {
+        guard case .object(let first)? = objects.first else {
+            print(empty)
+            return
+        }
+        let keys = Array(first.keys)
+        table(keys.map { $0.uppercased() }, objects.map { object in keys.map { object[$0]?.text ?? "" } })
+    }
+
+    /// `1.50 KiB`, as `wg` writes it.
+    static func bytes(_ count: UInt64) -> String {
+        let units = ["B", "KiB", "MiB", "GiB", "TiB"]
+        var value = Double(count)
+        var unit = 0
+        while value >= 1024, unit < units.count - 1 {
+            value /= 1024
+            unit += 1
+        }
+        return unit == 0 ? "\(count) B" : String(format: "%.2f %@", value, units[unit])
+    }
+
+    /// `1 minute, 15 seconds`.
+    static func duration(_ seconds: Int64) -> String {
+        if seconds <= 0 { return "now" }
+        let units: [(Int64, String)] = [(86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")]
+        var rest = seconds
+        var parts: [String] = []
+        for (size, name) in units {
+            let count = rest / size
+            rest %= size
+            if count > 0 { parts.append("\(count) \(name)\(count == 1 ? "" : "s")") }
+        }
+        return parts.joined(separator: ", ")
+    }
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import ArgumentParser
+import DataplaneMaps
+import Foundation
+import Model
+import WireGuard
+
+struct StatusCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "status", abstract: "Shows this node's devices, peers, steering, counters and problems.",
+        discussion: "Reads the kernel and the agent's last report: works with the agent dead, and says so.")
+
+    @OptionGroup var node: NodeOptions
+    @OptionGroup var output: OutputOptions
+
+    /// The JSON form; `schema` 1.
+    struct Answer: Encodable {
+        struct Peer: Encodable {
+            var node: String?
+            var publicKey: PublicKey
+            var endpoint: String?
+            var allowedIPs: [CIDR]
+            var latestHandshake: Int64?
+            var receivedBytes: UInt64
+            var sentBytes: UInt64
+            var persistentKeepalive: UInt16
+            var state: String?
+            var action: String?
+        }
+
+        struct Device: Encodable {
+            var name: String
+            var family: String
+            var publicKey: PublicKey?
+            var address: IPAddress?
+            var listeningPort: UInt16
+            var firewallMark: UInt32
+            var mtu: UInt32
+            var peers: [Peer]
+        }
+
+        struct Counter: Encodable {
+            var reason: String
+            var hook: String
+            var packets: UInt64
+            var bytes: UInt64
+            var isDrop: Bool
+        }
+
+        var schema = 1
+        var node: String
+        var agentRunning: Bool
+        var report: StatusReport
+        var devices: [Device]
+        var counters: [Counter]
+    }
+
+    func run() async throws {
+        let view = NodeView(node.options)
+        let answer = try answer(view)
+        if try Output.structured(answer, output.format) { return }
+        printTable(answer)
+    }
+
+    private func answer(_ view: NodeView) throws -> Answer {
+        let report = try view.report()
+        var devices: [Answer.Device] = []
+        for family in AddressFamily.allCases {
+            guard let told = report[family], let (_, state) = try view.device(told.device) else { continue }
+            let byKey = Dictionary(told.peers.map { ($0.publicKey, $0) }, uniquingKeysWith: { first, _ in first })
+            let peers = state.peers.map { key, peer in
+                Answer.Peer(
+                    node: byKey[key]?.node, publicKey: key, endpoint: peer.endpoint?.description,
+                    allowedIPs: peer.allowedIPs.sorted(), latestHandshake: peer.lastHandshake,
+                    receivedBytes: peer.receivedBytes, sentBytes: peer.sentBytes, persistentKeepalive: peer.keepAlive,
+                    state: byKey[key]?.state, action: byKey[key]?.action)
+            }
+            devices.append(
+                Answer.Device(
+                    name: told.device, family: family.description, publicKey: state.publicKey, address: told.address,
+                    listeningPort: state.listeningPort, firewallMark: state.firewallMark, mtu: told.mtu,
+                    peers: peers.sorted { ($0.node ?? "~", $0.publicKey) < ($1.node ?? "~", $1.publicKey) }))
+        }
+        let counters = (try? view.maps().counters.readAll()) ?? []
+        return Answer(
+            node: report.node, agentRunning: view.isAgentRunning, report: report, devices: devices,
+            counters: counters.map {
+                .init(
+                    reason: $0.reason.name, hook: $0.hook.name, packets: $0.value.packets, bytes: $0.value.bytes,
+                    isDrop: $0.reason.isDrop)
+            })
+    }
+
+    private func printTable(_ answer: Answer) {
+        let report = answer.report
+        print("node: \(answer.node)")
+        print("  agent: \(answer.agentRunning ? "running (process \(report.process))" : "not running; the data plane goes on")")
+        print("  mode: \(report.mode)")
+        print("  datastore: \(report.datastore) (\(report.datastoreState)), routes from \(report.routeSource)")
+        if report.mode != "disabled" {
+            print("  WireGuard: \(report.backend), programs attached by \(report.attachment)")
+            print("  steering path: \(report.steeringPath) (\(report.steeringPathReason))")
+        }
+        for device in answer.devices { printDevice(device, report) }
+        let hooks = Dictionary(grouping: report.attachments, by: \.device).sorted { $0.key < $1.key }
+        if !hooks.isEmpty {
+            print("\nprograms:")
+            for (device, list) in hooks { print("  \(device): \(list.map(\.hook).joined(separator: ", "))") }
+        }
+        if !answer.counters.isEmpty {
+            print("\ncounters:")
+            Output.table(
+                ["  REASON", "HOOK", "PACKETS", "BYTES"],
+                answer.counters.map { ["  " + $0.reason, $0.hook, "\($0.packets)", "\($0.bytes)"] })
+        }
+        print("\nproblems:\(report.problems.isEmpty ? " none" : "")")
+        for problem in report.problems { print("  \(problem.severity.rawValue): \(problem)") }
+    }
+
+    private func printDevice(_ device: Answer.Device, _ report: StatusReport) {
+        print("\ninterface: \(device.name)")
+        print("  public key: \(device.publicKey?.description ?? "none")")
+        print("  private key: (hidden)")
+        print("  listening port: \(device.listeningPort)")
+        print("  fwmark: 0x\(String(device.firewallMark, radix: 16))")
+        print("  address: \(device.address?.description ?? "none yet")")
+        print("  mtu: \(device.mtu)")
+        let now = Int64(Date().timeIntervalSince1970)
+        for peer in device.peers {
+            print("\npeer: \(peer.publicKey)")
+            print("  node: \(peer.node ?? "unknown") (\(peer.state ?? "retiring"), \(peer.action ?? "clear"))")
+            if let endpoint = peer.endpoint { print("  endpoint: \(endpoint)") }
+            let allowed = peer.allowedIPs.map(\.description).joined(separator: ", ")
+            print("  allowed ips: \(allowed.isEmpty ? "(none)" : allowed)")
+            if let handshake = peer.latestHandshake {
+                let ago = Output.duration(now - handshake)
+                print("  latest handshake: \(ago == "now" ? ago : ago + " ago")")
+            }
+            print(
+                "  transfer: \(Output.bytes(peer.receivedBytes)) received, \(Output.bytes(peer.sentBytes)) sent")
+            if peer.persistentKeepalive != 0 {
+                print("  persistent keepalive: every \(Output.duration(Int64(peer.persistentKeepalive)))")
+            }
+        }
+        let family = device.family == "IPv4" ? report.ipv4 : report.ipv6
+        if let clear = family?.unencryptedNodes, !clear.isEmpty {
+            print("\n  in clear (\(device.family)): \(clear.joined(separator: ", "))")
+        }
+    }
+}

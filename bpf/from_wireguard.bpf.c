@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Ingress of a WireGuard device: decrypted packets, on their way to a pod or the host. */
+#include "lib/steer.h"
+
+/* Puts an Ethernet header on and hands the packet to the pod's device. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct wgp_packet *p, __u32 ifindex)
+{
+	__be16 protocol = bpf_htons(p->family == 4 ? ETH_P_IP : ETH_P_IPV6);
+	struct ethhdr header = {.h_proto = protocol};
+
+	if (bpf_skb_change_head(skb, sizeof(header), 0))
+		return WGP_SHOT;
+	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
+		return WGP_SHOT;
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+SEC("tc")
+int from_wireguard(struct __sk_buff *skb)
+{
+	const struct wgp_config *cfg = wgp_config();
+	const struct wgp_local *local;
+	struct wgp_context context = {
+		.hook = WGP_HOOK_FROM_WIREGUARD,
+		.ifindex = skb->ifindex,
+	};
+	struct wgp_verdict verdict;
+	struct wgp_packet packet;
+	int parsed = wgp_parse(skb, &packet);
+
+	if (parsed)
+		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_FROM_WIREGUARD, parsed);
+	if (!cfg)
+		return WGP_PASS;
+	wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DECRYPTED);
+	wgp_decide(&packet, cfg, &context, &verdict);
+	local = wgp_local(packet.family, &packet.destination);
+	if (!local)
+		return WGP_PASS;
+	if (local->kind == WGP_LOCAL_TUNNEL) {
+		int result = wgp_masquerade_in(skb, &packet);
+
+		if (result < 0)
+			return wgp_drop(&packet, WGP_HOOK_FROM_WIREGUARD, -result);
+		if (result)
+			wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_UNMASQUERADED);
+		return WGP_PASS;
+	}
+	if (local->kind == WGP_LOCAL_POD && local->ifindex && (cfg->flags & WGP_CONFIG_DIRECT))
+		return deliver(skb, &packet, local->ifindex);
+	return WGP_PASS;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The flow table: one entry a direction, with its counters and its verdict.
+ *
+ * An entry is current while neither its slot's generation nor the
+ * configuration's has moved on. What the slot's action says holds at once for
+ * every flow, without touching any entry.
+ */
+#ifndef WGPLANE_LIB_FLOW_H
+#define WGPLANE_LIB_FLOW_H
+
+#include "lookup.h"
+
+/* What a hook needs to know of a packet to act on it. */
+struct wgp_verdict {
+	__u32 slot;
+	__u32 action; /* enum wgp_action */
+	__u32 flags; /* enum wgp_flow_flag */
+	__u32 ifindex; /* lane's device when the action is tunnel */
+};
+
+static __always_inline void wgp_flow_key4(struct wgp_flow_key4 *key, const struct wgp_packet *p,
+					  __u32 ifindex, int reverse)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->source = reverse ? p->destination.v4 : p->source.v4;
+	key->destination = reverse ? p->source.v4 : p->destination.v4;
+	key->ifindex = ifindex;
+	key->protocol = p->protocol;
+	if (p->fragment)
+		return;
+	if (p->protocol == IPPROTO_ICMP || !reverse) {
+		key->source_port = p->source_port;
+		key->destination_port = p->destination_port;
+	} else {
+		key->source_port = p->destination_port;
+		key->destination_port = p->source_port;
+	}
+}
+
+static __always_inline void wgp_flow_key6(struct wgp_flow_key6 *key, const struct wgp_packet *p,
+					  __u32 ifindex, int reverse)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	__builtin_memcpy(key->source, reverse ? &p->destination : &p->source, 16);
+	__builtin_memcpy(key->destination, reverse ? &p->source : &p->destination, 16);
+	key->ifindex = ifindex;
+	key->protocol = p->protocol;
+	if (p->fragment)
+		return;
+	if (p->protocol == IPPROTO_ICMPV6 || !reverse) {
+		key->source_port = p->source_port;
+		key->destination_port = p->destination_port;
+	} else {
+		key->source_port = p->destination_port;
+		key->destination_port = p->source_port;
+	}
+}
+
+/* The entry of a packet (reverse: of its answer) that came in by a device; or NULL. */
+static __always_inline struct wgp_flow *wgp_flow_find(const struct wgp_packet *p, __u32 ifindex,
+						      int reverse)
+{
+	if (p->family == 4) {
+		struct wgp_flow_key4 key;
+
+		wgp_flow_key4(&key, p, ifindex, reverse);
+		return bpf_map_lookup_elem(&flows4, &key);
+	} else {
+		struct wgp_flow_key6 key;
+
+		wgp_flow_key6(&key, p, ifindex, reverse);
+		return bpf_map_lookup_elem(&flows6, &key);
+	}
+}
+
+/* Returns 0, or a negative errno: -E2BIG when the table is full. */
+static __always_inline long wgp_flow_insert(const struct wgp_packet *p, __u32 ifindex,
+					    const struct wgp_flow *flow)
+{
+	if (p->family == 4) {
+		struct wgp_flow_key4 key;
+
+		wgp_flow_key4(&key, p, ifindex, 0);
+		return bpf_map_update_elem(&flows4, &key, flow, BPF_NOEXIST);
+	} else {
+		struct wgp_flow_key6 key;
+
+		wgp_flow_key6(&key, p, ifindex, 0);
+		return bpf_map_update_elem(&flows6, &key, flow, BPF_NOEXIST);
+	}
+}
+
+static __always_inline void wgp_flow_account(struct wgp_flow *flow, const struct wgp_packet *p)
+{
+	__atomic_fetch_add(&flow->packets, p->packets, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&flow->bytes, p->bytes, __ATOMIC_RELAXED);
+	flow->last_ns = wgp_now();
+	if (p->tcp_flags & ~flow->tcp_flags)
+		flow->tcp_flags |= p->tcp_flags;
+}
+
+static __always_inline void wgp_flow_flag(struct wgp_flow *flow, __u8 flag)
+{
+	if (!(flow->flags & flag))
+		flow->flags |= flag;
+}
+
+static __always_inline int wgp_flow_current(const struct wgp_flow *flow,
+					    const struct wgp_config *cfg, __u64 word)
+{
+	return flow->generation == (__u32)(word >> WGP_WORD_ACTION_BITS) &&
+	       flow->config_generation == cfg->generation;
+}
+
+/*
+ * The slot of the destination and the generation that goes with it. The route
+ * is looked up again after the generation was read: a route that moved between
+ * the two leaves an entry that is stale at once, never one that is stale for good.
+ */
+static __always_inline void wgp_flow_resolve(struct wgp_flow *flow, const struct wgp_packet *p)
+{
+	__u32 slot = wgp_slot_of(p->family, &p->destination);
+	const struct wgp_destination *destination = wgp_destination(slot);
+	__u32 generation = 0;
+
+	if (destination)
+		generation = (__u32)(wgp_word(destination) >> WGP_WORD_ACTION_BITS);
+	flow->slot = wgp_slot_of(p->family, &p->destination);
+	flow->generation = flow->slot == slot ? generation : generation - 1;
+}
+
+/* Fills the verdict from the slot as it is now. */
+static __always_inline void wgp_verdict_fill(struct wgp_verdict *verdict, __u32 slot, __u32 flags,
+					     const struct wgp_destination *destination, __u64 word)
+{
+	verdict->slot = slot;
+	verdict->flags = flags;
+	verdict->action = word & WGP_WORD_ACTION_MASK;
+	verdict->ifindex = destination ? destination->lanes[0].ifindex : 0;
+}
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Look-ups that hide the two families, the clock, and the counters. */
+#ifndef WGPLANE_LIB_LOOKUP_H
+#define WGPLANE_LIB_LOOKUP_H
+
+#include "parse.h"
+
+/*
+ * Let the packet go on. Never TC_ACT_OK, which would end the chain and skip
+ * other people's programs on the device.
+ */
+#define WGP_PASS (-1) /* TC_ACT_UNSPEC */
+#define WGP_SHOT 2 /* TC_ACT_SHOT */
+
+static __always_inline __u64 wgp_now(void)
+{
+	return constants.coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
+}
+
+static __always_inline const struct wgp_config *wgp_config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+static __always_inline int wgp_enabled(const struct wgp_config *cfg, const struct wgp_packet *p)
+{
+	return cfg->flags & (p->family == 4 ? WGP_CONFIG_ENABLED4 : WGP_CONFIG_ENABLED6);
+}
+
+static __always_inline void wgp_count(const struct wgp_packet *packet, __u32 hook, __u32 reason)
+{
+	__u32 index = reason * WGP_HOOK_COUNT + hook;
+	struct wgp_counter *counter = bpf_map_lookup_elem(&counters, &index);
+
+	if (counter) {
+		counter->packets += packet->packets;
+		counter->bytes += packet->bytes;
+	}
+}
+
+/* Counts the reason and returns the verdict that goes with it. */
+static __always_inline int wgp_drop(const struct wgp_packet *packet, __u32 hook, __u32 reason)
+{
+	wgp_count(packet, hook, reason);
+	return WGP_SHOT;
+}
+
+/* An address that is not IP passes; one that cannot be parsed is counted and passes. */
+static __always_inline int wgp_pass_unparsed(struct __sk_buff *skb, struct wgp_packet *packet,
+					     __u32 hook, int parsed)
+{
+	if (parsed == WGP_MALFORMED) {
+		packet->packets = 1;
+		packet->bytes = skb->len;
+		wgp_count(packet, hook, WGP_REASON_UNPARSABLE);
+	}
+	return WGP_PASS;
+}
+
+static __always_inline const struct wgp_local *wgp_local(__u8 family,
+							 const union wgp_address *address)
+{
+	if (family == 4)
+		return bpf_map_lookup_elem(&locals4, &address->v4);
+	return bpf_map_lookup_elem(&locals6, address->bytes);
+}
+
+static __always_inline const struct wgp_endpoint *wgp_endpoint(__u8 family,
+							       const union wgp_address *address)
+{
+	if (family == 4)
+		return bpf_map_lookup_elem(&endpoints4, &address->v4);
+	return bpf_map_lookup_elem(&endpoints6, address->bytes);
+}
+
+/* The slot of an address: single addresses first, then the longest prefix. */
+static __always_inline __u32 wgp_slot_of(__u8 family, const union wgp_address *address)
+{
+	const struct wgp_route *route;
+
+	if (family == 4) {
+		struct wgp_prefix4 key = {.prefix_length = 32, .address = address->v4};
+
+		route = bpf_map_lookup_elem(&route_addresses4, &address->v4);
+		if (!route)
+			route = bpf_map_lookup_elem(&route_prefixes4, &key);
+	} else {
+		struct wgp_prefix6 key = {.prefix_length = 128};
+
+		__builtin_memcpy(key.address, address->bytes, 16);
+		route = bpf_map_lookup_elem(&route_addresses6, address->bytes);
+		if (!route)
+			route = bpf_map_lookup_elem(&route_prefixes6, &key);
+	}
+	return route ? route->slot : WGP_SLOT_OUTSIDE;
+}
+
+static __always_inline const struct wgp_destination *wgp_destination(__u32 slot)
+{
+	return bpf_map_lookup_elem(&destinations, &slot);
+}
+
+/* The slot's word in one load: generation << 8 | action. */
+static __always_inline __u64 wgp_word(const struct wgp_destination *destination)
+{
+	return *(const volatile __u64 *)&destination->word;
+}
+
+#endif

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From a packet to the few values that decide its way.
+ *
+ * Headers are copied with bpf_skb_load_bytes, so non-linear packets and
+ * architectures with strict alignment need no special care.
+ */
+#ifndef WGPLANE_LIB_PARSE_H
+#define WGPLANE_LIB_PARSE_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <bpf/bpf_endian.h>
+#include "maps.h"
+
+/* ICMP types and the echo header (RFC 792, RFC 4443); <linux/icmp.h> would pull in libc. */
+#define ICMP_ECHOREPLY 0
+#define ICMP_ECHO 8
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
+
+struct wgp_icmp {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 identifier;
+	__be16 sequence;
+};
+
+#define WGP_IP_OFFSET_MASK 0x1fff
+#define WGP_IP_MORE_FRAGMENTS 0x2000
+
+enum wgp_fragment {
+	WGP_FRAGMENT_NONE = 0,
+	WGP_FRAGMENT_FIRST = 1, /* has the transport header */
+	WGP_FRAGMENT_LATER = 2, /* has not */
+};
+
+union wgp_address {
+	__be32 v4;
+	__be32 words[4];
+	__u8 bytes[16];
+};
+
+struct wgp_packet {
+	union wgp_address source;
+	union wgp_address destination;
+	__u32 network_offset; /* of the IP header, from skb->data */
+	__u32 transport_offset; /* of the transport header */
+	__u32 packets; /* segments when GSO, else 1 */
+	__u32 bytes; /* IP headers and payload of all segments */
+	__be16 source_port; /* ICMP echo: the identifier; 0 where there is none */
+	__be16 destination_port;
+	__u8 family; /* 4 or 6 */
+	__u8 protocol;
+	__u8 fragment; /* enum wgp_fragment */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 has_port; /* TCP, UDP or an echo message with its header here */
+};
+
+enum wgp_parsed {
+	WGP_PARSED = 0,
+	WGP_NOT_IP = 1,
+	WGP_MALFORMED = 2,
+};
+
+/* Expects transport_offset and protocol; fills ports, flags and counts. */
+static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp_packet *packet)
+{
+	__u32 header_end = packet->transport_offset;
+
+	if (packet->fragment != WGP_FRAGMENT_LATER) {
+		if (packet->protocol == IPPROTO_TCP) {
+			struct tcphdr tcp;
+
+			if (bpf_skb_load_bytes(skb, packet->transport_offset, &tcp, sizeof(tcp)))
+				return WGP_MALFORMED;
+			packet->source_port = tcp.source;
+			packet->destination_port = tcp.dest;
+			packet->tcp_flags = ((__u8 *)&tcp)[13];
+			packet->has_port = 1;
+			header_end += tcp.doff * 4;
+		} else if (packet->protocol == IPPROTO_UDP) {
+			__be16 udp[4];
+
+			if (bpf_skb_load_bytes(skb, packet->transport_offset, udp, sizeof(udp)))
+				return WGP_MALFORMED;
+			packet->source_port = udp[0];
+			packet->destination_port = udp[1];
+			packet->has_port = 1;
+			header_end += sizeof(udp);
+		} else if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6) {
+			struct wgp_icmp icmp;
+			__u8 echo = packet->family == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
+			__u8 reply = packet->family == 4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
+
+			if (bpf_skb_load_bytes(skb, packet->transport_offset, &icmp, sizeof(icmp)))
+				return WGP_MALFORMED;
+			packet->icmp_type = icmp.type;
+			if (icmp.type == echo || icmp.type == reply) {
+				packet->source_port = icmp.identifier;
+				packet->has_port = 1;
+			}
+		}
+	}
+	packet->packets = 1;
+	packet->bytes = skb->len - packet->network_offset;
+	if (skb->gso_segs > 1) {
+		packet->packets = skb->gso_segs;
+		packet->bytes += (skb->gso_segs - 1) * (header_end - packet->network_offset);
+	}
+	return WGP_PARSED;
+}
+
+static __always_inline int wgp_parse_ipv4(struct __sk_buff *skb, struct wgp_packet *packet)
+{
+	struct iphdr ip;
+	__u32 header_length;
+	__u16 fragment;
+
+	if (bpf_skb_load_bytes(skb, packet->network_offset, &ip, sizeof(ip)))
+		return WGP_MALFORMED;
+	header_length = ip.ihl * 4;
+	if (header_length < sizeof(ip))
+		return WGP_MALFORMED;
+	packet->family = 4;
+	packet->protocol = ip.protocol;
+	packet->source.v4 = ip.saddr;
+	packet->destination.v4 = ip.daddr;
+	packet->transport_offset = packet->network_offset + header_length;
+	fragment = bpf_ntohs(ip.frag_off);
+	if (fragment & WGP_IP_OFFSET_MASK)
+		packet->fragment = WGP_FRAGMENT_LATER;
+	else if (fragment & WGP_IP_MORE_FRAGMENTS)
+		packet->fragment = WGP_FRAGMENT_FIRST;
+	return wgp_parse_transport(skb, packet);
+}
+
+/* Header of hop-by-hop, routing and destination options, and of a fragment (RFC 8200). */
+struct wgp_extension {
+	__u8 next;
+	__u8 length; /* in 8 octets beyond the first; reserved in a fragment header */
+	__be16 fragment;
+	__be32 identification;
+};
+
+static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_packet *packet)
+{
+	struct ipv6hdr ip;
+	__u32 offset = packet->network_offset + sizeof(ip);
+	__u8 next;
+
+	if (bpf_skb_load_bytes(skb, packet->network_offset, &ip, sizeof(ip)))
+		return WGP_MALFORMED;
+	packet->family = 6;
+	__builtin_memcpy(&packet->source, &ip.saddr, 16);
+	__builtin_memcpy(&packet->destination, &ip.daddr, 16);
+	next = ip.nexthdr;
+#pragma unroll
+	for (int i = 0; i < WGP_MAX_EXTENSION_HEADERS; i++) {
+		struct wgp_extension extension;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			break;
+		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
+			return WGP_MALFORMED;
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 fragment = bpf_ntohs(extension.fragment);
+
+			if (fragment & 0xfff8)
+				packet->fragment = WGP_FRAGMENT_LATER;
+			else if (fragment & 1)
+				packet->fragment = WGP_FRAGMENT_FIRST;
+			offset += sizeof(extension);
+		} else {
+			offset += (extension.length + 1) * 8;
+		}
+		next = extension.next;
+		if (packet->fragment == WGP_FRAGMENT_LATER)
+			break;
+	}
+	if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT) {
+		if (packet->fragment != WGP_FRAGMENT_LATER)
+			return WGP_MALFORMED;
+	}
+	packet->protocol = next;
+	packet->transport_offset = offset;
+	return wgp_parse_transport(skb, packet);
+}
+
+/*
+ * Expects skb->data at the link header (Ethernet) or the IP header (L3 device),
+ * as constants.link_header_length says. Returns enum wgp_parsed.
+ */
+static __always_inline int wgp_parse(struct __sk_buff *skb, struct wgp_packet *packet)
+{
+	__u8 version;
+
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->network_offset = constants.link_header_length;
+	if (constants.link_header_length) {
+		if (skb->protocol == bpf_htons(ETH_P_IP))
+			return wgp_parse_ipv4(skb, packet);
+		if (skb->protocol == bpf_htons(ETH_P_IPV6))
+			return wgp_parse_ipv6(skb, packet);
+		return WGP_NOT_IP;
+	}
+	if (bpf_skb_load_bytes(skb, 0, &version, 1))
+		return WGP_MALFORMED;
+	if (version >> 4 == 4)
+		return wgp_parse_ipv4(skb, packet);
+	if (version >> 4 == 6)
+		return wgp_parse_ipv6(skb, packet);
+	return WGP_NOT_IP;
+}
+
+#endif

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The decision that from_pod and to_uplink share: tunnel, clear, or drop. */
+#ifndef WGPLANE_LIB_STEER_H
+#define WGPLANE_LIB_STEER_H
+
+#include "flow.h"
+#include "masquerade.h"
+
+#define WGP_TCP_SYN 0x02
+#define WGP_TCP_ACK 0x10
+
+/* A hook's circumstances; see wgp_decide. */
+struct wgp_context {
+	__u32 hook; /* enum wgp_hook */
+	__u32 ifindex; /* device the packet came in by, 0: from the host */
+	__u32 reply_ifindex; /* uplink by which the host's answers leave, else 0 */
+	__u32 counted; /* another hook has counted the packet */
+	__u32 outside; /* flows to outside every pool are recorded */
+};
+
+static __always_inline int wgp_starts_connection(const struct wgp_packet *p)
+{
+	return (p->tcp_flags & (WGP_TCP_SYN | WGP_TCP_ACK)) == WGP_TCP_SYN;
+}
+
+/*
+ * Does the host answer, or go on with, something that began outside the
+ * tunnel? It must go on there: masqueraded, it would reach its peer from an
+ * address that the peer does not know.
+ */
+static __always_inline int wgp_host_continues(const struct wgp_packet *p,
+					      const struct wgp_context *context)
+{
+	if (p->protocol == IPPROTO_TCP)
+		return !wgp_starts_connection(p) && !wgp_is_masqueraded(p);
+	if (wgp_is_icmp(p))
+		return !wgp_is_echo_request(p);
+	return context->reply_ifindex && wgp_flow_find(p, context->reply_ifindex, 1);
+}
+
+/*
+ * Who may be steered: the far peer accepts local pods' own addresses, and the
+ * node's once they are masqueraded. Returns enum wgp_flow_flag bits.
+ */
+static __always_inline __u32 wgp_source_flags(const struct wgp_packet *p,
+					      const struct wgp_context *context)
+{
+	const struct wgp_local *local = wgp_local(p->family, &p->source);
+	__u32 ifindex = context->ifindex;
+
+	if (!local)
+		return WGP_FLOW_PASS;
+	if (local->kind == WGP_LOCAL_POD)
+		return local->ifindex && ifindex && local->ifindex != ifindex ? WGP_FLOW_PASS : 0;
+	if (ifindex)
+		return WGP_FLOW_PASS;
+	return WGP_FLOW_HOST | (wgp_host_continues(p, context) ? WGP_FLOW_PASS : 0);
+}
+
+static __always_inline int wgp_is_steered(const struct wgp_verdict *verdict)
+{
+	return verdict->action == WGP_ACTION_TUNNEL && !(verdict->flags & WGP_FLOW_PASS);
+}
+
+/*
+ * Looks up or makes the flow's entry, counts the packet in it unless another
+ * hook has, and tells what its destination wants now.
+ */
+static __always_inline void wgp_decide(const struct wgp_packet *p, const struct wgp_config *cfg,
+				       const struct wgp_context *context,
+				       struct wgp_verdict *verdict)
+{
+	struct wgp_flow *flow = wgp_flow_find(p, context->ifindex, 0);
+	const struct wgp_destination *destination;
+	struct wgp_flow fresh = {};
+	__u64 word = 0;
+
+	if (flow) {
+		destination = wgp_destination(flow->slot);
+		if (destination)
+			word = wgp_word(destination);
+		if (wgp_flow_current(flow, cfg, word) && !wgp_starts_connection(p))
+			goto known;
+		/* Stale, or the tuple is used again: decide anew, keep the counters. */
+		fresh.config_generation = cfg->generation;
+		wgp_flow_resolve(&fresh, p);
+		fresh.flags = wgp_source_flags(p, context);
+		if (!wgp_starts_connection(p))
+			fresh.flags |= flow->flags & WGP_FLOW_HOST & fresh.flags
+					       ? flow->flags & WGP_FLOW_PASS
+					       : 0;
+		flow->flags = (flow->flags & (WGP_FLOW_TUNNELLED | WGP_FLOW_CLEAR)) | fresh.flags;
+		flow->slot = fresh.slot;
+		flow->generation = fresh.generation;
+		flow->config_generation = fresh.config_generation;
+		destination = wgp_destination(flow->slot);
+		word = destination ? wgp_word(destination) : 0;
+	known:
+		wgp_verdict_fill(verdict, flow->slot, flow->flags, destination, word);
+		if (!context->counted)
+			wgp_flow_account(flow, p);
+		if (wgp_is_steered(verdict))
+			wgp_flow_flag(flow, WGP_FLOW_TUNNELLED);
+		return;
+	}
+
+	fresh.config_generation = cfg->generation;
+	wgp_flow_resolve(&fresh, p);
+	destination = wgp_destination(fresh.slot);
+	word = destination ? wgp_word(destination) : 0;
+	if (fresh.slot == WGP_SLOT_OUTSIDE && !context->outside) {
+		wgp_verdict_fill(verdict, fresh.slot, WGP_FLOW_PASS, destination, word);
+		return;
+	}
+	fresh.flags = wgp_source_flags(p, context);
+	wgp_verdict_fill(verdict, fresh.slot, fresh.flags, destination, word);
+	if (wgp_is_steered(verdict))
+		fresh.flags |= WGP_FLOW_TUNNELLED;
+	fresh.hook = context->hook;
+	fresh.first_ns = wgp_now();
+	fresh.last_ns = fresh.first_ns;
+	if (!context->counted) {
+		fresh.packets = p->packets;
+		fresh.bytes = p->bytes;
+		fresh.tcp_flags = p->tcp_flags;
+	}
+	if (wgp_flow_insert(p, context->ifindex, &fresh)) {
+		flow = wgp_flow_find(p, context->ifindex, 0);
+		if (!flow)
+			wgp_count(p, context->hook, WGP_REASON_FLOW_TABLE_FULL);
+		else if (!context->counted)
+			wgp_flow_account(flow, p); /* another CPU was first */
+	}
+}
+
+/* Into the lane's device: the kernel strips the link header for an L3 device. */
+static __always_inline int wgp_tunnel(struct __sk_buff *skb, const struct wgp_packet *p, __u32 hook,
+				      const struct wgp_verdict *verdict)
+{
+	skb->mark = WGP_MARK_COUNTED | (verdict->flags & WGP_FLOW_HOST ? WGP_MARK_HOST : 0);
+	wgp_count(p, hook, WGP_REASON_TUNNELLED);
+	return bpf_redirect(verdict->ifindex, 0);
+}
+
+#endif
