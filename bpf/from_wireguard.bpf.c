@@ -23,6 +23,7 @@ int from_wireguard(struct __sk_buff *skb)
 	struct wgp_context context = {
 		.hook = WGP_HOOK_FROM_WIREGUARD,
 		.ifindex = skb->ifindex,
+		.outside = 1,
 	};
 	struct wgp_verdict verdict;
 	struct wgp_packet packet;
@@ -33,19 +34,19 @@ int from_wireguard(struct __sk_buff *skb)
 	if (!cfg)
 		return WGP_PASS;
 	wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DECRYPTED);
-	wgp_decide(&packet, cfg, &context, &verdict);
 	local = wgp_local(packet.family, &packet.destination);
-	if (!local)
-		return WGP_PASS;
-	if (local->kind == WGP_LOCAL_TUNNEL) {
+	if (local && local->kind == WGP_LOCAL_TUNNEL) {
 		int result = wgp_masquerade_in(skb, &packet);
 
 		if (result < 0)
 			return wgp_drop(&packet, WGP_HOOK_FROM_WIREGUARD, -result);
 		if (result)
 			wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_UNMASQUERADED);
-		return WGP_PASS;
 	}
+	/* Counted under the host's own address, as the other direction is. */
+	wgp_decide(&packet, cfg, &context, &verdict);
+	if (!local)
+		return WGP_PASS;
 	if (local->kind == WGP_LOCAL_POD && local->ifindex && (cfg->flags & WGP_CONFIG_DIRECT))
 		return deliver(skb, &packet, local->ifindex);
 	return WGP_PASS;

@@ -257,7 +257,8 @@ public actor NodeController {
     /// Notes handshakes, and which key carries each node's traffic.
     private func observePeers(_ family: AddressFamily, _ plan: NodePlan, _ now: ContinuousClock.Instant) {
         guard let device = families[family]?.device else { return }
-        families[family]?.peers.observe(device, peerPlans(family, plan), now: now)
+        let peers = peerPlans(family, plan)
+        families[family]?.peers.observe(device, peers, now: now)
     }
 
     private func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {

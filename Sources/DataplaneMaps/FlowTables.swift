@@ -10,6 +10,7 @@ public struct FlowKey: Sendable, Hashable {
     public var destination: IPAddress
     /// Host byte order; the identifier of ICMP echo.
     public var sourcePort: UInt16
+    /// ICMP: type << 8 | code, as in NetFlow.
     public var destinationPort: UInt16
     /// IP protocol number.
     public var transport: UInt8

@@ -45,7 +45,11 @@ public struct FlowReader: Sendable {
         // The reverse direction came in by another device; match it on addresses and ports.
         var byTuple: [FlowKey: [FlowKey]] = [:]
         for key in entries.keys { byTuple[Self.anywhere(key), default: []].append(key) }
-        for (key, entry) in entries.sorted(by: { $0.value.first < $1.value.first }) where !done.contains(key) {
+        // The clock ticks every few milliseconds; a question and its answer may bear one time.
+        let ordered = entries.sorted {
+            ($0.value.first, Self.rank($0.key)) < ($1.value.first, Self.rank($1.key))
+        }
+        for (key, entry) in ordered where !done.contains(key) {
             done.insert(key)
             var flow = Self.oneWay(key, entry)
             let candidates = byTuple[Self.anywhere(Self.reversed(key))] ?? []
@@ -100,11 +104,24 @@ public struct FlowReader: Sendable {
     private static func reversed(_ key: FlowKey) -> FlowKey {
         var result = key
         (result.source, result.destination) = (key.destination, key.source)
-        // ICMP echo has its identifier in both directions' first port.
-        if key.transport != 1 && key.transport != 58 {
+        // ICMP has the identifier of echo in the one port, type and code in the other.
+        if let answer = echoTypes[key.destinationPort], key.transport == 1 || key.transport == 58 {
+            result.destinationPort = answer
+        } else {
             (result.sourcePort, result.destinationPort) = (key.destinationPort, key.sourcePort)
         }
         return result
+    }
+
+    /// Type and code of echo request and reply, and back (RFC 792, RFC 4443).
+    private static let echoTypes: [UInt16: UInt16] = [0x0800: 0, 0: 0x0800, 0x8000: 0x8100, 0x8100: 0x8000]
+
+    /// Low for the side that most likely spoke first: echo requests, and who speaks to a lower port.
+    private static func rank(_ key: FlowKey) -> Int {
+        if key.transport == 1 || key.transport == 58 {
+            return key.destinationPort == 0x0800 || key.destinationPort == 0x8000 ? 0 : 1
+        }
+        return Int(key.destinationPort)
     }
 
     /// By IANA protocol number.

@@ -98,7 +98,7 @@ public actor Lab {
                         device: "cali\(number)p\(pod)"))
             }
         }
-        try network.createUnderlay()
+        try network.createUnderlay(families: spec.families)
         for number in 1...spec.nodes {
             try network.createNode(number, name: "node\(number)", families: spec.families, nodes: spec.nodes)
         }

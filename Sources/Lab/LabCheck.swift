@@ -51,6 +51,7 @@ public struct LabCheck: Sendable {
             let sources = pods.map { ($0.name, $0.node, true) } + lab.nodeNames().enumerated().map { ($1, $0 + 1, false) }
             for (name, node, isPod) in sources {
                 let prober = Prober(try lab.place(name))
+                let first = pairs.count
                 for pod in pods where pod.name != name && (isPod || pod.node != node) {
                     for address in pod.addresses {
                         for transport in ProbeProtocol.allCases {
@@ -63,34 +64,32 @@ public struct LabCheck: Sendable {
                         }
                     }
                 }
+                // At once: flows of ICMP are forgotten after seconds.
+                try Self.addWays(&pairs[first...], lab, lab.nodeNames()[node - 1], node, pods)
             }
-            try Self.addWays(&pairs, lab, pods)
             return CheckResult(pairs: pairs, underlay: capture.stop())
         }
     }
 
-    /// Looks the pairs up in the flow tables of their sources' nodes.
-    private static func addWays(_ pairs: inout [PairResult], _ lab: Lab, _ pods: [LabPod]) throws {
+    /// Looks the pairs up in the flow tables of their source's node.
+    private static func addWays(
+        _ pairs: inout ArraySlice<PairResult>, _ lab: Lab, _ node: String, _ number: Int, _ pods: [LabPod]
+    ) throws {
+        guard let maps = try? lab.maps(node) else { return }
         var names: [IPAddress: String] = [:]
         for pod in pods { for address in pod.addresses { names[address] = pod.name } }
-        for (number, node) in lab.nodeNames().enumerated() {
-            var nodeNames = names
-            for family in lab.spec.families { nodeNames[LabAddresses.node(number + 1, family)] = node }
-            guard let maps = try? lab.maps(node) else { continue }
-            let flows = try FlowReader(maps).biflows(names: nodeNames)
-            for index in pairs.indices {
-                let pair = pairs[index]
-                let isHere = pair.source == node || pods.contains { $0.name == pair.source && $0.node == number + 1 }
-                guard isHere else { continue }
-                let matching = flows.filter {
-                    $0.sourceName == pair.source && $0.destinationName == pair.destination
-                        && $0.source.family.description == pair.family
-                        && ($0.transport == pair.protocol || $0.transport == "icmpv6" && pair.protocol == "icmp")
-                }
-                if let last = matching.max(by: { $0.last < $1.last }) {
-                    pairs[index].way = last.way
-                    pairs[index].packets = matching.reduce(0) { $0 + $1.packets + $1.reversePackets }
-                }
+        for family in lab.spec.families { names[LabAddresses.node(number, family)] = node }
+        let flows = try FlowReader(maps).biflows(names: names)
+        for index in pairs.indices {
+            let pair = pairs[index]
+            let matching = flows.filter {
+                $0.sourceName == pair.source && $0.destinationName == pair.destination
+                    && $0.source.family.description == pair.family
+                    && ($0.transport == pair.protocol || $0.transport == "icmpv6" && pair.protocol == "icmp")
+            }
+            if let last = matching.max(by: { $0.last < $1.last }) {
+                pairs[index].way = last.way
+                pairs[index].packets = last.packets + last.reversePackets
             }
         }
     }

@@ -29,14 +29,19 @@ struct LabNetwork {
 
     // MARK: Making
 
-    func createUnderlay() throws {
+    /// The bridge has an address of its own: the nodes' default gateway, and the outside world.
+    func createUnderlay(families: [AddressFamily]) throws {
         let files = underlay()
         try files.create {}
         try files.run {
             Self.quiet()
             let route = try RouteSession()
             try route.createLink(named: "underlay", kind: "bridge", mtu: Self.mtu)
-            try Self.up(route, "underlay")
+            let index = try Self.up(route, "underlay")
+            for family in families {
+                try route.addAddress(
+                    LabAddresses.gateway(family), prefixLength: family == .ipv4 ? 24 : 64, index: index)
+            }
             try Self.up(route, "lo")
         }
     }
@@ -74,6 +79,9 @@ struct LabNetwork {
             for family in families {
                 try route.addAddress(
                     LabAddresses.node(number, family), prefixLength: family == .ipv4 ? 24 : 64, index: uplink)
+                // Proxy ARP answers a pod only when the node has a route to what it asks for.
+                try route.replaceRoute(
+                    Route(Self.everything(family), index: uplink, gateway: LabAddresses.gateway(family)))
                 // What Calico's BGP would tell: each block by its node.
                 for other in 1...nodes where other != number {
                     try route.replaceRoute(

@@ -55,6 +55,9 @@ public enum LabAddresses {
             : IPAddress(family: .ipv6, bits: UInt128(0xfd00) << 112 + UInt128(number))
     }
 
+    /// 10.0.0.254, fd00::fe: the underlay itself.
+    public static func gateway(_ family: AddressFamily) -> IPAddress { node(254, family) }
+
     /// 10.48.0.0/16, fd48::/48.
     public static func pool(_ family: AddressFamily) -> CIDR {
         prefix(family, bits: family == .ipv4 ? 0x0a30_0000 : UInt128(0xfd48) << 112, length: family == .ipv4 ? 16 : 48)

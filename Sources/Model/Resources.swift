@@ -51,7 +51,7 @@ public struct ResourceKey: Sendable, Hashable, Comparable, CustomStringConvertib
 
     public init(_ kind: ResourceKind, _ name: String, namespace: String = "") {
         self.kind = kind
-        self.namespace = kind.isNamespaced && namespace.isEmpty ? "default" : namespace
+        self.namespace = !kind.isNamespaced ? "" : namespace.isEmpty ? "default" : namespace
         self.name = name
     }
 

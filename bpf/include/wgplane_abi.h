@@ -196,7 +196,7 @@ struct wgp_flow_key4 {
 	__be32 source;
 	__be32 destination;
 	__be16 source_port; /* ICMP echo: the identifier */
-	__be16 destination_port; /* ICMP echo: 0 */
+	__be16 destination_port; /* ICMP: type << 8 | code, as in NetFlow */
 	__u32 ifindex; /* device it came in by; 0: the host itself */
 	__u8 protocol;
 	__u8 pad[3];

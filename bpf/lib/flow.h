@@ -29,7 +29,10 @@ static __always_inline void wgp_flow_key4(struct wgp_flow_key4 *key, const struc
 	key->protocol = p->protocol;
 	if (p->fragment)
 		return;
-	if (p->protocol == IPPROTO_ICMP || !reverse) {
+	if (p->protocol == IPPROTO_ICMP) {
+		key->source_port = p->source_port;
+		key->destination_port = bpf_htons(p->icmp_type << 8 | p->icmp_code);
+	} else if (!reverse) {
 		key->source_port = p->source_port;
 		key->destination_port = p->destination_port;
 	} else {
@@ -48,7 +51,10 @@ static __always_inline void wgp_flow_key6(struct wgp_flow_key6 *key, const struc
 	key->protocol = p->protocol;
 	if (p->fragment)
 		return;
-	if (p->protocol == IPPROTO_ICMPV6 || !reverse) {
+	if (p->protocol == IPPROTO_ICMPV6) {
+		key->source_port = p->source_port;
+		key->destination_port = bpf_htons(p->icmp_type << 8 | p->icmp_code);
+	} else if (!reverse) {
 		key->source_port = p->source_port;
 		key->destination_port = p->destination_port;
 	} else {
@@ -57,7 +63,10 @@ static __always_inline void wgp_flow_key6(struct wgp_flow_key6 *key, const struc
 	}
 }
 
-/* The entry of a packet (reverse: of its answer) that came in by a device; or NULL. */
+/*
+ * The entry of a packet (reverse: of its answer, not for ICMP) that came in by a
+ * device; or NULL.
+ */
 static __always_inline struct wgp_flow *wgp_flow_find(const struct wgp_packet *p, __u32 ifindex,
 						      int reverse)
 {

@@ -291,14 +291,16 @@ static __always_inline int wgp_masquerade_out(struct __sk_buff *skb, const struc
 }
 
 /*
- * At its ingress: the reply's destination becomes the node's own again.
- * Returns 0 when there is no mapping, 1 when rewritten, or a (negative) reason.
+ * At its ingress: the reply's destination becomes the node's own again, in the
+ * packet and in what was parsed of it. Returns 0 when there is no mapping, 1 when
+ * rewritten, or a (negative) reason.
  */
-static __always_inline int wgp_masquerade_in(struct __sk_buff *skb, const struct wgp_packet *p)
+static __always_inline int wgp_masquerade_in(struct __sk_buff *skb, struct wgp_packet *p)
 {
 	struct wgp_half half;
 	struct wgp_masquerade *mapping;
 	union wgp_address address;
+	__be16 port;
 	int reason;
 
 	half.source = p->source;
@@ -312,8 +314,16 @@ static __always_inline int wgp_masquerade_in(struct __sk_buff *skb, const struct
 	mapping->last_ns = wgp_now();
 	mapping->tcp_flags |= p->tcp_flags;
 	__builtin_memcpy(address.bytes, mapping->address, 16);
-	reason = wgp_rewrite(skb, p, 0, &address, mapping->port);
-	return reason ? -reason : 1;
+	port = mapping->port;
+	reason = wgp_rewrite(skb, p, 0, &address, port);
+	if (reason)
+		return -reason;
+	p->destination = address;
+	if (wgp_is_icmp(p))
+		p->source_port = port;
+	else
+		p->destination_port = port;
+	return 1;
 }
 
 #endif

@@ -60,6 +60,7 @@ struct wgp_packet {
 	__u8 fragment; /* enum wgp_fragment */
 	__u8 tcp_flags;
 	__u8 icmp_type;
+	__u8 icmp_code;
 	__u8 has_port; /* TCP, UDP or an echo message with its header here */
 };
 
@@ -102,6 +103,7 @@ static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp
 			if (bpf_skb_load_bytes(skb, packet->transport_offset, &icmp, sizeof(icmp)))
 				return WGP_MALFORMED;
 			packet->icmp_type = icmp.type;
+			packet->icmp_code = icmp.code;
 			if (icmp.type == echo || icmp.type == reply) {
 				packet->source_port = icmp.identifier;
 				packet->has_port = 1;
