@@ -41,13 +41,18 @@ let package = Package(
     ],
     targets: [
         .executableTarget(
-            name: "wgplane", dependencies: [
-                "Lab", "Agent", "Datastore", "Flows", "DataplaneMaps", "WireGuard", "BPF", "SystemDescriptors", "Model", arguments,
+            name: "wgplane",
+            dependencies: [
+                "Lab", "Agent", "Datastore", "Flows", "DataplaneMaps", "WireGuard", "BPF", "SystemDescriptors", "Model",
+                arguments,
                 table, collections, lifecycle, signals, log,
             ], swiftSettings: strict),
         .target(
             name: "Lab",
-            dependencies: ["Agent", "Datastore", "Flows", "DataplaneMaps", "Netlink", "SystemDescriptors", "Model", collections, log, system],
+            dependencies: [
+                "Agent", "Datastore", "Flows", "DataplaneMaps", "Netlink", "SystemDescriptors", "Model", collections,
+                log, system,
+            ],
             swiftSettings: strict),
         .target(
             name: "Agent",
@@ -58,7 +63,8 @@ let package = Package(
             swiftSettings: strict),
 
         .target(
-            name: "Datastore", dependencies: ["Model", "SystemDescriptors", yaml, collections, log], swiftSettings: strict),
+            name: "Datastore", dependencies: ["Model", "SystemDescriptors", yaml, collections, log],
+            swiftSettings: strict),
         .target(name: "DesiredState", dependencies: ["Model", collections], swiftSettings: strict),
         .target(
             name: "Steering", dependencies: ["DataplaneMaps", "BPF", "Netlink", "Reconciler", "Model", log],
@@ -73,8 +79,10 @@ let package = Package(
             swiftSettings: memorySafe),
 
         .target(name: "BPFObjects", plugins: ["BPFBuildPlugin"]),
-        .target(name: "BPF", dependencies: ["CLibbpf", "CLinuxUAPI", "SystemDescriptors", log], swiftSettings: memorySafe),
-        .target(name: "Netlink", dependencies: ["CLinuxUAPI", "SystemDescriptors", "Model"], swiftSettings: memorySafe),
+        .target(
+            name: "BPF", dependencies: ["CLibbpf", "CLinuxUAPI", "SystemDescriptors", log], swiftSettings: memorySafe),
+        .target(
+            name: "Netlink", dependencies: ["CLinuxUAPI", "SystemDescriptors", "Model"], swiftSettings: memorySafe),
 
         .target(name: "SystemDescriptors", dependencies: ["CLinuxUAPI", "CSodium", system], swiftSettings: memorySafe),
         .target(name: "Model", dependencies: [collections], swiftSettings: strict),

@@ -41,7 +41,8 @@ public struct AgentService: Service {
                 }
             }
             group.addTask {
-                for await _ in AsyncTimerSequence(interval: .seconds(5), clock: .continuous).cancelOnGracefulShutdown() {
+                for await _ in AsyncTimerSequence(interval: .seconds(5), clock: .continuous).cancelOnGracefulShutdown()
+                {
                     await controller.sweep()
                 }
             }
@@ -78,7 +79,8 @@ public struct AgentService: Service {
                 throw ProblemsError(
                     Problem(
                         resource: "Agent", field: "lock", value: options.lockPath,
-                        message: "another agent (process \(holder.split(separator: "\n").first ?? "unknown")) runs for this node",
+                        message:
+                            "another agent (process \(holder.split(separator: "\n").first ?? "unknown")) runs for this node",
                         remedy: "stop it first, or give this one another --run-directory"))
             }
             throw ProblemsError(

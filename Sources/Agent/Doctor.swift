@@ -65,7 +65,9 @@ public struct Doctor: Sendable {
         } catch {
             return Finding(
                 check: "BPF programs", verdict: .missing, found: "\(error)",
-                remedy: "use a kernel of 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS")
+                remedy:
+                    "use a kernel of 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
+            )
         }
     }
 
@@ -110,7 +112,8 @@ public struct Doctor: Sendable {
             let tables = try FirewallInspection.tables()
             return Finding(
                 check: "netfilter", verdict: .ok,
-                found: tables.isEmpty ? "no tables: steering path Direct" : "\(tables.count) tables: steering path Stack",
+                found: tables.isEmpty
+                    ? "no tables: steering path Direct" : "\(tables.count) tables: steering path Stack",
                 remedy: "")
         } catch {
             return Finding(

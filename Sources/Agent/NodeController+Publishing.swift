@@ -60,7 +60,10 @@ extension NodeController {
         guard wanted.contains(where: { present[$0.key] != $0.value }) else { return }
         logger.info(
             "annotations are written",
-            metadata: ["node": "\(options.node)", "keys": "\(wanted.filter { $0.value != nil }.keys.sorted().joined(separator: " "))"])
+            metadata: [
+                "node": "\(options.node)",
+                "keys": "\(wanted.filter { $0.value != nil }.keys.sorted().joined(separator: " "))",
+            ])
         try await datastore.update(key) { current in
             guard var node = current else { return nil }
             for (name, value) in wanted {

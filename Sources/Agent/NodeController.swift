@@ -67,7 +67,8 @@ public actor NodeController {
             datastoreState = "ready"
         case .unavailable(let reason):
             datastoreState = "unavailable"
-            logger.warning("datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
+            logger.warning(
+                "datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
         }
     }
 
@@ -439,7 +440,8 @@ public actor NodeController {
         }
     }
 
-    private func familyReport(_ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan) -> StatusReport.Family {
+    private func familyReport(_ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan) -> StatusReport.Family
+    {
         let peers = plan.peers.values.sorted { $0.node < $1.node }.map { peer in
             let ready = state.peers.isReady(peer.node)
             return StatusReport.Peer(

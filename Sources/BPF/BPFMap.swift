@@ -49,7 +49,8 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
             maximumEntries: Int(info.max_entries), flags: info.map_flags)
         guard information.keySize == MemoryLayout<Key>.size, information.valueSize == MemoryLayout<Value>.size else {
             throw .layout(
-                subject: "map \(name)", expected: "key \(MemoryLayout<Key>.size), value \(MemoryLayout<Value>.size) bytes",
+                subject: "map \(name)",
+                expected: "key \(MemoryLayout<Key>.size), value \(MemoryLayout<Value>.size) bytes",
                 found: "key \(info.key_size), value \(info.value_size) bytes")
         }
         self.name = name

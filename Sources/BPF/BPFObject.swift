@@ -81,7 +81,8 @@ public struct BPFProgram: Sendable {
         }
         try check(result, "test run of program", name)
         return unsafe TestResult(
-            verdict: Int32(bitPattern: unsafe options.retval), packet: Array(output.prefix(Int(unsafe options.data_size_out))),
+            verdict: Int32(bitPattern: unsafe options.retval),
+            packet: Array(output.prefix(Int(unsafe options.data_size_out))),
             mark: contextOut.mark, duration: unsafe options.duration)
     }
 }

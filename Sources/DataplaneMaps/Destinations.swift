@@ -123,7 +123,9 @@ public struct DestinationTable: Sendable {
     public func setOwner(_ slot: Int, _ owner: SlotOwner?) throws(BPFError) {
         var raw = [UInt8](repeating: 0, count: MemoryLayout<wgp_peer>.size)
         if let owner {
-            raw.replaceSubrange(0..<min(owner.node.utf8.count, Int(WGP_NODE_NAME_SIZE) - 1), with: owner.node.utf8.prefix(Int(WGP_NODE_NAME_SIZE) - 1))
+            raw.replaceSubrange(
+                0..<min(owner.node.utf8.count, Int(WGP_NODE_NAME_SIZE) - 1),
+                with: owner.node.utf8.prefix(Int(WGP_NODE_NAME_SIZE) - 1))
             if let key = owner.publicKey {
                 raw.replaceSubrange(Int(WGP_NODE_NAME_SIZE)..<Int(WGP_NODE_NAME_SIZE) + 32, with: key.bytes)
             }

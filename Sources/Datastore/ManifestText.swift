@@ -89,7 +89,9 @@ public enum ManifestText {
         case .string(let text): Node(text, Tag(.str), needsQuotes(text) ? .doubleQuoted : .any)
         case .array(let values): Node(values.map(node), Tag(.seq))
         case .object(let fields):
-            Node(fields.map { (Node($0.key, Tag(.str), needsQuotes($0.key) ? .doubleQuoted : .any), node($0.value)) }, Tag(.map))
+            Node(
+                fields.map { (Node($0.key, Tag(.str), needsQuotes($0.key) ? .doubleQuoted : .any), node($0.value)) },
+                Tag(.map))
         }
     }
 

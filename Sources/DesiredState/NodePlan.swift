@@ -163,8 +163,10 @@ public struct NodePlan: Sendable {
                         resource: "Node/\(name)",
                         field: "metadata.annotations[\(NodeAnnotation.publicKey(family))]", value: key.description,
                         message: "is claimed by node \(others) too"
-                            + (first == nil ? ", and neither is used" : ", who had it first, and is not used for this node"),
-                        remedy: "remove the annotation from the node that does not own the key; its agent writes its own"))
+                            + (first == nil
+                                ? ", and neither is used" : ", who had it first, and is not used for this node"),
+                        remedy:
+                            "remove the annotation from the node that does not own the key; its agent writes its own"))
             }
         }
         return valid

@@ -137,13 +137,19 @@ public actor Lab {
     public func down() throws {
         var files = ((try? listFolder(paths.namespaces)) ?? [])
             .filter { !$0.name.hasSuffix(".mnt") }.map { NamespaceFiles(network: "\(paths.namespaces)/\($0.name)") }
-        let processes = files.flatMap { $0.processes() }.filter { $0.identifier != processIdentifier() }
-        for process in processes { process.signal(15) }
-        let deadline = monotonicNanoseconds() + 3_000_000_000
-        while processes.contains(where: { isAlive($0) }), monotonicNanoseconds() < deadline { pause(milliseconds: 5) }
-        for process in processes { process.signal(9) }
-        let killed = monotonicNanoseconds() + 3_000_000_000
-        while processes.contains(where: { isAlive($0) }), monotonicNanoseconds() < killed { pause(milliseconds: 5) }
+        // Again and again: an agent may start what is missing until it is gone itself.
+        let deadline = monotonicNanoseconds() + 10_000_000_000
+        var signal: Int32 = 15
+        while monotonicNanoseconds() < deadline {
+            let processes = files.flatMap { $0.processes() }.filter { $0.identifier != processIdentifier() }
+            if processes.isEmpty { break }
+            for process in processes { process.signal(signal) }
+            let patience = monotonicNanoseconds() + (signal == 15 ? 2_000_000_000 : 500_000_000)
+            while processes.contains(where: { isAlive($0) }), monotonicNanoseconds() < patience {
+                pause(milliseconds: 5)
+            }
+            signal = 9
+        }
         for index in files.indices where fileExists(files[index].network + ".mnt") {
             files[index].mount = files[index].network + ".mnt"
         }
@@ -171,7 +177,10 @@ public actor Lab {
         let folder = binary.split(separator: "/").dropLast().joined(separator: "/")
         let path = currentEnvironment().first { $0.hasPrefix("PATH=") }?.dropFirst(5) ?? "/usr/sbin:/usr/bin:/sbin:/bin"
         return currentEnvironment().filter { !$0.hasPrefix("PATH=") && !$0.hasPrefix("WGPLANE_") }
-            + ["PATH=/\(folder):\(path)", "WGPLANE_DATASTORE=directory:\(LabPaths.datastoreOnNode)", "WGPLANE_NODE=\(node)"]
+            + [
+                "PATH=/\(folder):\(path)", "WGPLANE_DATASTORE=directory:\(LabPaths.datastoreOnNode)",
+                "WGPLANE_NODE=\(node)",
+            ]
     }
 
     @discardableResult
@@ -199,7 +208,9 @@ public actor Lab {
         while isAlive(process) {
             guard monotonicNanoseconds() < deadline else {
                 throw ProblemsError(
-                    Problem(resource: "lab", field: node, message: "the agent does not end", remedy: "see \(paths.log(node))"))
+                    Problem(
+                        resource: "lab", field: node, message: "the agent does not end",
+                        remedy: "see \(paths.log(node))"))
             }
             pause(milliseconds: 2)
         }

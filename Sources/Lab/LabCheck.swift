@@ -48,7 +48,8 @@ public struct LabCheck: Sendable {
             }
             var pairs: [PairResult] = []
             var identifier: UInt16 = 1
-            let sources = pods.map { ($0.name, $0.node, true) } + lab.nodeNames().enumerated().map { ($1, $0 + 1, false) }
+            let sources =
+                pods.map { ($0.name, $0.node, true) } + lab.nodeNames().enumerated().map { ($1, $0 + 1, false) }
             for (name, node, isPod) in sources {
                 let prober = Prober(try lab.place(name))
                 let first = pairs.count

@@ -115,7 +115,9 @@ extension Settings {
                     } else {
                         spec.report(
                             "wireguardMTU" + suffix, value: "\(mtu)", "is too small for \(family)",
-                            remedy: "use 0 for the underlay's less the overhead, or at least \(family == .ipv4 ? 576 : 1280)")
+                            remedy:
+                                "use 0 for the underlay's less the overhead, or at least \(family == .ipv4 ? 576 : 1280)"
+                        )
                     }
                 }
             }
@@ -139,8 +141,10 @@ extension Settings {
                 }
             }
             spec.reportUnknownFields(
-                also: ["bpfEnabled", "wireguardRoutingRulePriority", "wireguardThreadingEnabled",
-                    "wireguardHostEncryptionEnabled", "wireguardPersistentKeepAlive"]
+                also: [
+                    "bpfEnabled", "wireguardRoutingRulePriority", "wireguardThreadingEnabled",
+                    "wireguardHostEncryptionEnabled", "wireguardPersistentKeepAlive",
+                ]
             ) { $0.lowercased().hasPrefix("wireguard") }
         }
         problems += reader.problems

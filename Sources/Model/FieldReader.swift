@@ -27,7 +27,8 @@ public struct FieldReader {
     /// Notes that a field is in force but probably not what was meant.
     public mutating func warn(_ field: String, value: String = "", _ message: String, remedy: String) {
         problems.append(
-            Problem(.warning, resource: resource, field: prefix + field, value: value, message: message, remedy: remedy))
+            Problem(.warning, resource: resource, field: prefix + field, value: value, message: message, remedy: remedy)
+        )
     }
 
     /// Any field; null counts as absent.
@@ -121,7 +122,8 @@ public struct FieldReader {
         let found = field(name)
         var reader = FieldReader(found ?? .object([:]), resource: resource, prefix: prefix + name + ".")
         if let found {
-            if case .object = found {} else {
+            if case .object = found {
+            } else {
                 report(name, value: found.text, "is not an object", remedy: "give it fields, or remove it")
                 reader = FieldReader(.object([:]), resource: resource, prefix: prefix + name + ".")
             }

@@ -43,7 +43,8 @@ extension NodeResource {
                     result.podCIDRs.append(cidr)
                 } else {
                     spec.report(
-                        "podCIDRs", value: text, "is not a prefix with its host bits zero", remedy: "write it like 10.244.1.0/24")
+                        "podCIDRs", value: text, "is not a prefix with its host bits zero",
+                        remedy: "write it like 10.244.1.0/24")
                 }
             }
         }

@@ -74,7 +74,8 @@ public struct Manifest: Sendable, Hashable {
     public init(_ content: ManifestValue, origin: String) throws(ProblemsError) {
         guard case .object = content else {
             throw ProblemsError(
-                Problem(resource: origin, message: "holds no manifest", remedy: "write one object with kind and metadata"))
+                Problem(
+                    resource: origin, message: "holds no manifest", remedy: "write one object with kind and metadata"))
         }
         var reader = FieldReader(content, resource: origin)
         let kindText = reader.string("kind") ?? ""

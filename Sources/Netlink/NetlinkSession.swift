@@ -25,7 +25,9 @@ public final class NetlinkSession {
     private var buffer = [UInt8](repeating: 0, count: 1 << 18)
 
     /// Opens a socket in the calling thread's network namespace.
-    public static func openSocket(_ family: NetlinkFamily, groups: [Int32] = []) throws(NetlinkError) -> SharedDescriptor {
+    public static func openSocket(_ family: NetlinkFamily, groups: [Int32] = []) throws(NetlinkError)
+        -> SharedDescriptor
+    {
         do {
             let number = try retryingInterrupts {
                 Glibc.socket(AF_NETLINK, Int32(SOCK_RAW.rawValue) | Int32(SOCK_CLOEXEC.rawValue), family.rawValue)

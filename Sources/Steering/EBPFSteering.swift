@@ -110,7 +110,8 @@ public struct EBPFSteering: SteeringBackend {
             guard let slot = slots.assign(key) else {
                 problems.append(
                     Problem(
-                        resource: "Node/\(key.node)", message: "has no place among the destinations, and is not steered",
+                        resource: "Node/\(key.node)",
+                        message: "has no place among the destinations, and is not steered",
                         remedy: "at most \(maps.destinations.count - DestinationSlot.firstPeer) peers are possible"))
                 continue
             }

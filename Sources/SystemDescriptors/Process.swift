@@ -62,8 +62,8 @@ public struct ProgramLaunch: Sendable {
         var argv = unsafe arguments.map { unsafe strdup($0) } + [nil]
         var envp = unsafe environment.map { unsafe strdup($0) } + [nil]
         defer {
-            for unsafe pointer in unsafe argv { unsafe free(pointer) }
-            for unsafe pointer in unsafe envp { unsafe free(pointer) }
+            for unsafepointer in unsafe argv { unsafe free(pointer) }
+            for unsafepointer in unsafe envp { unsafe free(pointer) }
         }
         var identifier: Int32 = 0
         let error = unsafe wgp_spawn(

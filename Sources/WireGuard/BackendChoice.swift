@@ -15,7 +15,8 @@ public enum BackendSelection {
             return try KernelBackend()
         case .userspace:
             guard UserspaceBackend.isAvailable() else {
-                throw WireGuardError.unsupported("wireguardBackend is Userspace and wireguard-go or /dev/net/tun is missing")
+                throw WireGuardError.unsupported(
+                    "wireguardBackend is Userspace and wireguard-go or /dev/net/tun is missing")
             }
             return try UserspaceBackend()
         case .auto:

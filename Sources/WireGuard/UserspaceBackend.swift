@@ -39,7 +39,8 @@ public final class UserspaceBackend: WireGuardBackend {
         try? removeFile(socketPath(device))
         try makeFolders(folder, mode: 0o700)
         let environment = currentEnvironment().filter { !$0.hasPrefix("WG_") && !$0.hasPrefix("LOG_LEVEL=") }
-        let launch = ProgramLaunch([program, device], environment: environment + ["LOG_LEVEL=error", "WG_TUN_MTU=\(mtu)"])
+        let launch = ProgramLaunch(
+            [program, device], environment: environment + ["LOG_LEVEL=error", "WG_TUN_MTU=\(mtu)"])
         let status: Int32
         do {
             // It puts itself into the background once its socket is there.

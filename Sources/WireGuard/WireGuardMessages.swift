@@ -96,8 +96,9 @@ enum WireGuardMessages {
     }
 
     private static func mergePeer(_ attributes: NetlinkAttributes, into state: inout DeviceState) {
-        guard let key = attributes.first(where: { $0.type == Int(WGPEER_A_PUBLIC_KEY.rawValue) })
-            .flatMap({ PublicKey(bytes: $0.payload) })
+        guard
+            let key = attributes.first(where: { $0.type == Int(WGPEER_A_PUBLIC_KEY.rawValue) })
+                .flatMap({ PublicKey(bytes: $0.payload) })
         else { return }
         var peer = state.peers[key] ?? PeerState(allowedIPs: [], keepAlive: 0, receivedBytes: 0, sentBytes: 0)
         for attribute in attributes {

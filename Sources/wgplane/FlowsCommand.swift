@@ -9,7 +9,8 @@ import Model
 struct FlowsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "flows", abstract: "Shows the flows of this node with their counters, the busiest first.",
-        discussion: "WAY is tunnel, clear, local, outside, or mixed (some packets in clear, before the tunnel was ready).")
+        discussion:
+            "WAY is tunnel, clear, local, outside, or mixed (some packets in clear, before the tunnel was ready).")
 
     @OptionGroup var node: NodeOptions
     @OptionGroup var datastore: DatastoreOptions

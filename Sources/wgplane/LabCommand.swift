@@ -115,7 +115,9 @@ struct LabCommand: AsyncParsableCommand {
                             "\($0.packets)",
                         ]
                     })
-                print("underlay: \(result.underlay.wireguardPackets) WireGuard packets, \(result.underlay.clearPackets) in clear")
+                print(
+                    "underlay: \(result.underlay.wireguardPackets) WireGuard packets, \(result.underlay.clearPackets) in clear"
+                )
                 for example in result.underlay.examples { print("  in clear: \(example)") }
             }
             if result.pairs.contains(where: { !$0.reachable }) { throw ExitCode(1) }

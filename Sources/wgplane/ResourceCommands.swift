@@ -71,7 +71,8 @@ struct GetCommand: AsyncParsableCommand {
                 values.isEmpty ? "-" : values.sorted { $0.key < $1.key }.map(\.value.description).joined(separator: ",")
             }
             return [
-                name, list(node.addresses), node.publicKeys[.ipv4]?.description ?? node.publicKeys[.ipv6]?.description ?? "-",
+                name, list(node.addresses),
+                node.publicKeys[.ipv4]?.description ?? node.publicKeys[.ipv6]?.description ?? "-",
                 list(node.interfaceAddresses),
             ]
         case .pod:

@@ -96,7 +96,9 @@ struct StatusCommand: AsyncParsableCommand {
     private func printTable(_ answer: Answer) {
         let report = answer.report
         print("node: \(answer.node)")
-        print("  agent: \(answer.agentRunning ? "running (process \(report.process))" : "not running; the data plane goes on")")
+        print(
+            "  agent: \(answer.agentRunning ? "running (process \(report.process))" : "not running; the data plane goes on")"
+        )
         print("  mode: \(report.mode)")
         print("  datastore: \(report.datastore) (\(report.datastoreState)), routes from \(report.routeSource)")
         if report.mode != "disabled" {
