@@ -64,6 +64,7 @@ swift build -c "$configuration" --product wgplane 2>&1 | sed -u 's/^/  /' >&3
 wgplane=$(swift build -c "$configuration" --show-bin-path)/wgplane
 started=$(date +%s.%N)
 
+# Started in the background it must be the program itself, so that its number can be killed.
 exec_in() { "$wgplane" lab exec --name $lab "$@"; }
 wait_for() { # DESCRIPTION SECONDS COMMAND...
 	local what=$1 deadline=$((SECONDS + $2))
@@ -81,12 +82,12 @@ pods='(net 10.48.0.0/16 or net fd48::/48)'
 outer='(udp port 51820 or udp port 51821)'
 
 capture() { # FILE: everything that crosses the underlay
-	exec_in underlay -- tcpdump -i any -U -s 200 -Q in -w "$1" 'ip or ip6' 2>"$1.log" &
+	"$wgplane" lab exec --name $lab underlay -- tcpdump -i any -U -s 200 -Q in -w "$1" 'ip or ip6' 2>"$1.log" &
 	jobs_started+=($!)
 	wait_for "the capture runs" 5 grep -q 'listening on' "$1.log"
 }
 stop_capture() {
-	kill -INT "${jobs_started[-1]}"
+	kill "${jobs_started[-1]}"
 	wait "${jobs_started[-1]}" 2>/dev/null || true
 	unset 'jobs_started[-1]'
 }
@@ -100,12 +101,13 @@ server=node2-pod1 client=node1-pod1
 server_address=$("$wgplane" get pod $server -o json | jq -r .status.podIP)
 step "A conversation by nc: $client to $server, port 12345"
 mkfifo "$scratch/talk"
-exec_in $server -- nc -l -p 12345 >"$scratch/heard" &
+"$wgplane" lab exec --name $lab $server -- nc -l -p 12345 >"$scratch/heard" &
 nc_server=$!
 jobs_started+=($nc_server)
 wait_for "the server listens" 5 exec_in $server -- sh -c 'grep -q 3039 /proc/net/tcp /proc/net/tcp6'
-exec_in $client -- nc "$server_address" 12345 <"$scratch/talk" &
+"$wgplane" lab exec --name $lab $client -- nc "$server_address" 12345 <"$scratch/talk" &
 nc_client=$!
+jobs_started+=($nc_client)
 jobs_started+=($nc_client)
 exec 4>"$scratch/talk"
 
@@ -141,8 +143,8 @@ reached=yes
 "$wgplane" lab check --name $lab -o json >"$scratch/check.json" || reached=no
 stop_capture
 exec 4>&-
-wait "$nc_client" 2>/dev/null || true
-wait "$nc_server" 2>/dev/null || true
+kill "$nc_client" "$nc_server" 2>/dev/null || true
+wait "$nc_client" "$nc_server" 2>/dev/null || true
 jobs_started=()
 wireguard=$(pcap_count "$scratch/after.pcap" "$outer")
 clear=$(pcap_count "$scratch/after.pcap" "$pods and not $outer")
@@ -164,7 +166,7 @@ step "wgplane maps dump destinations, on node1"
 exec_in node1 -- wgplane maps dump destinations >&3
 
 ok=yes
-tunnelled=$(jq '[.pairs[] | select((.way == "tunnel") or (.way == "local"))] | length == ([.pairs[]] | length)' "$scratch/check.json")
+tunnelled=$(jq '.pairs | all(.way == "tunnel" or .way == "local")' "$scratch/check.json")
 if [ $reached != yes ] || [ "$tunnelled" != true ] || [ "$wireguard" = 0 ] || [ "$clear" != 0 ] ||
 	[ "$before_clear" = 0 ] || [ "$words" != 0 ]; then ok=no; fi
 seconds=$(echo "$started $(date +%s.%N)" | awk '{printf "%.1f", $2 - $1}')

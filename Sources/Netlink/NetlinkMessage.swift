@@ -82,12 +82,12 @@ public struct NetlinkAttributes: Sequence, IteratorProtocol, Sendable {
         }
         let payload = rest.dropFirst(4).prefix(Int(header.nla_len) - 4)
         rest = rest.dropFirst((Int(header.nla_len) + 3) & ~3)
-        return NetlinkAttribute(type: Int(header.nla_type) & Int(NLA_TYPE_MASK), payload: payload)
+        return NetlinkAttribute(type: Int(header.nla_type) & Int(attributeTypeMask), payload: payload)
     }
 }
 
 /// Bits of `nla_type` that are the type (`NLA_TYPE_MASK`, whose macro does not import).
-let NLA_TYPE_MASK: UInt16 = 0x3fff
+let attributeTypeMask: UInt16 = 0x3fff
 
 extension ArraySlice<UInt8> {
     /// Reads a value from the first bytes; nil when there are too few.

@@ -62,8 +62,8 @@ public struct ProgramLaunch: Sendable {
         var argv = unsafe arguments.map { unsafe strdup($0) } + [nil]
         var envp = unsafe environment.map { unsafe strdup($0) } + [nil]
         defer {
-            for unsafepointer in unsafe argv { unsafe free(pointer) }
-            for unsafepointer in unsafe envp { unsafe free(pointer) }
+            unsafe argv.forEach { unsafe free($0) }
+            unsafe envp.forEach { unsafe free($0) }
         }
         var identifier: Int32 = 0
         let error = unsafe wgp_spawn(
