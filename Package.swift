@@ -92,5 +92,20 @@ let package = Package(
         .systemLibrary(name: "CLibbpf", pkgConfig: "libbpf", providers: [.apt(["libbpf-dev", "libelf-dev"])]),
         .systemLibrary(name: "CSodium", pkgConfig: "libsodium", providers: [.apt(["libsodium-dev"])]),
         .plugin(name: "BPFBuildPlugin", capability: .buildTool(), path: "Sources/BPFBuildPlugin"),
+
+        .testTarget(
+            name: "UnitTests",
+            dependencies: [
+                "Agent", "Datastore", "DesiredState", "Reconciler", "Steering", "Flows", "WireGuard", "Netlink",
+                "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
+            ], swiftSettings: strict),
+        .testTarget(
+            name: "ProgramTests", dependencies: ["Lab", "DataplaneMaps", "BPF", "Model"], swiftSettings: strict),
+        .testTarget(
+            name: "ClusterTests",
+            dependencies: [
+                "wgplane", "Lab", "Agent", "Flows", "DataplaneMaps", "Datastore", "Netlink", "WireGuard",
+                "SystemDescriptors", "Model", collections, log,
+            ], swiftSettings: strict),
     ]
 )

@@ -306,4 +306,4 @@ public actor Lab {
 }
 
 /// Waits on the calling thread, which is never one of the cooperative pool.
-private func pause(milliseconds: Int) { usleep(UInt32(milliseconds * 1000)) }
+private func pause(milliseconds: Int) { sleepMicroseconds(UInt32(milliseconds * 1000)) }

@@ -87,3 +87,6 @@ public func startThread(_ body: @escaping @Sendable () -> Void) {
     let worker = Worker(body)
     worker.detach()
 }
+
+/// Sleeps on the calling thread, which must not be one of the cooperative pool.
+public func sleepMicroseconds(_ count: UInt32) { usleep(count) }

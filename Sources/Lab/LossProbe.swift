@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Synchronization
+public import SystemDescriptors
+
+/// What a probe has measured.
+public struct LossReport: Sendable, Codable, Equatable {
+    public var sent = 0
+    public var answered = 0
+    /// Longest time between two answers, in milliseconds.
+    public var longestGap = 0.0
+
+    public var lost: Int { sent - answered }
+}
+
+/// Numbered UDP packets at a steady rate to an echo server, until stopped.
+public final class LossProbe: Sendable {
+    private let stopped = StopFlag()
+    private let sender: BackgroundThread
+    private let receiver: BackgroundThread
+    private let record: Record
+
+    private final class Record: Sendable {
+        let state = Mutex(State())
+        struct State {
+            var sent = 0
+            var answered: Set<UInt32> = []
+            var lastAnswer: UInt64 = 0
+            var longestGap: UInt64 = 0
+        }
+    }
+
+    /// Starts at once. `interval` in microseconds.
+    public init(in place: NamespaceFiles, to address: [UInt8], interval: UInt32 = 1000) throws {
+        let socket = try place.run {
+            let socket = try InternetSocket(.udp, isIPv6: address.count == 16, timeoutMilliseconds: 300)
+            try socket.setReceiveBuffer(1 << 20)
+            try socket.connect(SocketAddress(address, port: Prober.port))
+            return socket
+        }
+        let record = Record()
+        let stopped = stopped
+        self.record = record
+        sender = BackgroundThread {
+            var number: UInt32 = 0
+            while !stopped.isRaised {
+                let bytes = (0..<4).map { UInt8(truncatingIfNeeded: number >> (8 * UInt32($0))) }
+                // A refusal (ICMP unreachable) is told to the next send, which is then tried again.
+                if (try? socket.send(bytes)) == nil { _ = try? socket.send(bytes) }
+                record.state.withLock { $0.sent += 1 }
+                number += 1
+                sleepMicroseconds(interval)
+            }
+        }
+        receiver = BackgroundThread {
+            while true {
+                guard let (bytes, _) = try? socket.receive(), bytes.count == 4 else {
+                    // What is under way gets the time-out to arrive.
+                    if stopped.isRaised { return }
+                    continue
+                }
+                let number = bytes.enumerated().reduce(UInt32(0)) { $0 | UInt32($1.element) << (8 * UInt32($1.offset)) }
+                let now = monotonicNanoseconds()
+                record.state.withLock { state in
+                    state.answered.insert(number)
+                    if state.lastAnswer != 0 { state.longestGap = max(state.longestGap, now - state.lastAnswer) }
+                    state.lastAnswer = now
+                }
+            }
+        }
+    }
+
+    /// Packets sent so far.
+    public var sent: Int { record.state.withLock { $0.sent } }
+
+    public var report: LossReport {
+        record.state.withLock {
+            LossReport(sent: $0.sent, answered: $0.answered.count, longestGap: Double($0.longestGap) / 1e6)
+        }
+    }
+
+    /// Stops, waits for what is under way, and tells.
+    public func stop() -> LossReport {
+        stopped.raise()
+        sender.join()
+        receiver.join()
+        return report
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BPF
+import DataplaneMaps
+import Model
+import Testing
+
+@Suite("Programs: masquerade")
+struct MasqueradeProgramTests {
+    static let hostMark = PacketMark.counted | PacketMark.host
+
+    /// One packet of each transport with a port, from a source to a destination.
+    static func packets(_ source: String, _ destination: String) -> [PacketBuilder] {
+        [
+            PacketBuilder(source, destination).udp(40000, 53), PacketBuilder(source, destination).tcp(40001, 80),
+            PacketBuilder(source, destination).echo(77),
+        ]
+    }
+
+    @Test("to_uplink steers what the host begins", arguments: Addresses.both)
+    func hostIsSteered(_ a: Addresses) throws {
+        let harness = try Harness()
+        for packet in Self.packets(a.host, a.remotePod) {
+            let result = try harness.run(.toUplink, packet)
+            #expect(result.verdict == Harness.tunnelled)
+            #expect(result.mark == Self.hostMark)
+        }
+    }
+
+    @Test("what began outside the tunnel goes on outside", arguments: Addresses.both)
+    func hostContinues(_ a: Addresses) throws {
+        let harness = try Harness()
+        let answers = [
+            PacketBuilder(a.host, a.remotePod).tcp(80, 40000, flags: 18),
+            PacketBuilder(a.host, a.remotePod).tcp(80, 40001, flags: 16),
+            PacketBuilder(a.host, a.remotePod).echo(5, reply: true),
+        ]
+        for packet in answers { #expect(try harness.run(.toUplink, packet).verdict == Harness.passed) }
+        // UDP: the question was seen to come in clear.
+        _ = try harness.run(.fromUplink, PacketBuilder(a.remotePod, a.host).udp(7, 8))
+        #expect(try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).udp(8, 7)).verdict == Harness.passed)
+        #expect(try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).udp(8, 9)).verdict == Harness.tunnelled)
+        // A new connection on a tuple that went in clear is a new flow.
+        #expect(
+            try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).tcp(80, 40001)).verdict == Harness.tunnelled)
+    }
+
+    @Test("the source becomes the device's, and the answer finds back", arguments: Addresses.both)
+    func thereAndBack(_ a: Addresses) throws {
+        let harness = try Harness()
+        let answers = [
+            PacketBuilder(a.remotePod, a.tunnel).udp(53, 40000),
+            PacketBuilder(a.remotePod, a.tunnel).tcp(80, 40001, flags: 18),
+            PacketBuilder(a.remotePod, a.tunnel).echo(77, reply: true),
+        ]
+        let restored = [
+            PacketBuilder(a.remotePod, a.host).udp(53, 40000),
+            PacketBuilder(a.remotePod, a.host).tcp(80, 40001, flags: 18),
+            PacketBuilder(a.remotePod, a.host).echo(77, reply: true),
+        ]
+        for (index, packet) in Self.packets(a.host, a.remotePod).enumerated() {
+            let out = try harness.run(.toWireGuard, packet.layer3(), mark: Self.hostMark)
+            #expect(out.verdict == Harness.passed && out.mark == 0, "our marks do not leave")
+            let expected = Self.packets(a.tunnel, a.remotePod)[index].layer3()
+            #expect(out.packet == expected.bytes, "addresses and checksums, byte for byte")
+            let back = try harness.run(.fromWireGuard, answers[index].layer3())
+            #expect(back.verdict == Harness.passed)
+            #expect(back.packet == restored[index].layer3().bytes)
+        }
+        #expect(try harness.count(.toWireGuard, .masqueraded) == 3)
+        #expect(try harness.count(.fromWireGuard, .unmasqueraded) == 3)
+        #expect(try harness.maps.masquerade.entries().count == 6, "two halves each")
+    }
+
+    @Test("a port that is taken is exchanged", arguments: Addresses.both)
+    func portCollision(_ a: Addresses) throws {
+        let harness = try Harness()
+        // The device's own address sends from port 40000 to the same server.
+        let own = PacketBuilder(a.tunnel, a.remotePod).udp(40000, 53).layer3()
+        #expect(try harness.run(.toWireGuard, own, mark: Self.hostMark).packet == own.bytes)
+        let packet = PacketBuilder(a.host, a.remotePod).udp(40000, 53).layer3()
+        let first = try harness.run(.toWireGuard, packet, mark: Self.hostMark)
+        let header = a.family == .ipv4 ? 20 : 40
+        let port = UInt16(first.packet[header]) << 8 | UInt16(first.packet[header + 1])
+        #expect(port != 40000 && (32768...60999).contains(port))
+        #expect(first.packet == PacketBuilder(a.tunnel, a.remotePod).udp(port, 53).layer3().bytes)
+        // The next packet of the flow has the same port; the answer goes back to the host's own.
+        #expect(try harness.run(.toWireGuard, packet, mark: Self.hostMark).packet == first.packet)
+        let answer = PacketBuilder(a.remotePod, a.tunnel).udp(53, port).layer3()
+        #expect(
+            try harness.run(.fromWireGuard, answer).packet
+                == PacketBuilder(a.remotePod, a.host).udp(53, 40000).layer3().bytes)
+    }
+
+    @Test("ports that run out are counted and dropped", arguments: Addresses.both)
+    func exhaustion(_ a: Addresses) throws {
+        let harness = try Harness()
+        try harness.configure(ports: 50000...50001)
+        // A second host address that wants the same ports of the same server.
+        let second = a.family == .ipv4 ? "10.0.0.77" : "fd00::77"
+        try harness.maps.locals.update(#require(IPAddress(second)), LocalAddress(kind: .host))
+        var verdicts: [Int32] = []
+        for port in UInt16(50000)...50001 {
+            for host in [a.host, second] {
+                let packet = PacketBuilder(host, a.remotePod).udp(port, 53).layer3()
+                verdicts.append(try harness.run(.toWireGuard, packet, mark: Self.hostMark).verdict)
+            }
+        }
+        #expect(verdicts.filter { $0 == Harness.passed }.count == 2)
+        #expect(verdicts.filter { $0 == Harness.dropped }.count == 2)
+        #expect(try harness.count(.toWireGuard, .dropMasqueradeExhausted) == 2)
+        #expect(try harness.maps.masquerade.entries().count == 4, "no half is left of those that failed")
+    }
+
+    @Test("without an address, and for a later fragment, there is a drop with its reason", arguments: Addresses.both)
+    func drops(_ a: Addresses) throws {
+        let harness = try Harness()
+        if a.family == .ipv4 {
+            let later = PacketBuilder(a.host, a.remotePod).udp(1, 2).fragmented(100).layer3()
+            #expect(try harness.run(.toWireGuard, later, mark: Self.hostMark).verdict == Harness.dropped)
+            #expect(try harness.count(.toWireGuard, .dropMasqueradeFragment) == 1)
+        }
+        try harness.configure(addresses: false)
+        let packet = PacketBuilder(a.host, a.remotePod).udp(1, 2).layer3()
+        #expect(try harness.run(.toWireGuard, packet, mark: Self.hostMark).verdict == Harness.dropped)
+        #expect(try harness.count(.toWireGuard, .dropMasqueradeNoAddress) == 1)
+    }
+
+    @Test("a pod's packet keeps its source", arguments: Addresses.both)
+    func podKeepsSource(_ a: Addresses) throws {
+        let harness = try Harness()
+        let packet = PacketBuilder(a.pod, a.remotePod).udp(1, 2).layer3()
+        #expect(try harness.run(.toWireGuard, packet, mark: PacketMark.counted).packet == packet.bytes)
+        #expect(try harness.run(.toWireGuard, packet).packet == packet.bytes)
+        #expect(try harness.maps.masquerade.entries().isEmpty)
+    }
+
+    @Test("a UDP checksum of zero stays zero")
+    func zeroChecksum() throws {
+        let harness = try Harness()
+        var packet = PacketBuilder("10.0.0.1", "10.48.2.1").udp(40000, 53).layer3()
+        packet.checksumOffset = nil
+        var expected = PacketBuilder("10.48.1.3", "10.48.2.1").udp(40000, 53).layer3()
+        expected.checksumOffset = nil
+        #expect(try harness.run(.toWireGuard, packet, mark: Self.hostMark).packet == expected.bytes)
+    }
+
+    @Test("from_wireguard hands a pod's packet to its device with an Ethernet header", arguments: Addresses.both)
+    func delivery(_ a: Addresses) throws {
+        let harness = try Harness()
+        let packet = PacketBuilder(a.remotePod, a.pod).udp(1, 2).layer3()
+        let result = try harness.run(.fromWireGuard, packet)
+        #expect(result.verdict == Harness.tunnelled)
+        let type: [UInt8] = a.family == .ipv4 ? [8, 0] : [0x86, 0xdd]
+        #expect(result.packet == [UInt8](repeating: 0, count: 12) + type + packet.bytes)
+        // On the stack path the kernel's forwarding delivers.
+        try harness.configure(direct: false)
+        let stack = try harness.run(.fromWireGuard, packet)
+        #expect(stack.verdict == Harness.passed && stack.packet == packet.bytes)
+        #expect(try harness.count(.fromWireGuard, .decrypted) == 2)
+    }
+
+    @Test("an ICMP error of the host goes out with the device's address", arguments: Addresses.both)
+    func icmpError(_ a: Addresses) throws {
+        let harness = try Harness()
+        let type: UInt8 = a.family == .ipv4 ? 3 : 1
+        let quoted = PacketBuilder(a.remotePod, a.host).udp(9, 10).layer3().bytes
+        let packet = PacketBuilder(a.host, a.remotePod).icmp(type: type, code: 3, payload: quoted).layer3()
+        let expected = PacketBuilder(a.tunnel, a.remotePod).icmp(type: type, code: 3, payload: quoted).layer3()
+        #expect(try harness.run(.toWireGuard, packet, mark: Self.hostMark).packet == expected.bytes)
+    }
+}
