@@ -101,8 +101,12 @@ extension Task where Success == Never, Failure == Never {
     public static func detachedThread<Value: Sendable>(
         _ body: @escaping @Sendable () throws -> Value
     ) async throws -> Value {
-        try await withCheckedThrowingContinuation { continuation in
-            startThread { continuation.resume(with: Result { try body() }) }
+        let (results, continuation) = AsyncStream.makeStream(of: Result<Value, any Error>.self)
+        startThread {
+            continuation.yield(Result { try body() })
+            continuation.finish()
         }
+        for await result in results { return try result.get() }
+        throw _Concurrency.CancellationError()
     }
 }

@@ -16,22 +16,29 @@ public enum AddressFamily: UInt8, Sendable, Hashable, Codable, CaseIterable, Com
 /// An IPv4 or IPv6 address.
 public struct IPAddress: Sendable, Hashable, Comparable {
     public let family: AddressFamily
+    // Two words rather than one UInt128: with Swift 6.3, an async closure that captures a
+    // value of 16-byte alignment across an await jumps into the void.
+    private let high: UInt64
+    private let low: UInt64
+
     /// The address as a number, most significant byte first in the text; IPv4 in the low 32 bits.
-    public let bits: UInt128
+    public var bits: UInt128 { UInt128(high) << 64 | UInt128(low) }
 
     public init(family: AddressFamily, bits: UInt128) {
         self.family = family
-        self.bits = family == .ipv4 ? bits & 0xffff_ffff : bits
+        high = family == .ipv4 ? 0 : UInt64(truncatingIfNeeded: bits >> 64)
+        low = UInt64(truncatingIfNeeded: family == .ipv4 ? bits & 0xffff_ffff : bits)
     }
 
     /// From 4 or 16 bytes in network byte order; nil for any other count.
     public init?(bytes: some Collection<UInt8>) {
+        let family: AddressFamily
         switch bytes.count {
         case 4: family = .ipv4
         case 16: family = .ipv6
         default: return nil
         }
-        bits = bytes.reduce(0) { $0 << 8 | UInt128($1) }
+        self.init(family: family, bits: bytes.reduce(0) { $0 << 8 | UInt128($1) })
     }
 
     /// 4 or 16 bytes in network byte order.
@@ -39,7 +46,7 @@ public struct IPAddress: Sendable, Hashable, Comparable {
         (0..<family.byteCount).map { UInt8(truncatingIfNeeded: bits >> UInt128(8 * (family.byteCount - 1 - $0))) }
     }
 
-    public static func < (a: Self, b: Self) -> Bool { (a.family, a.bits) < (b.family, b.bits) }
+    public static func < (a: Self, b: Self) -> Bool { (a.family, a.high, a.low) < (b.family, b.high, b.low) }
 
     public static let anyIPv4 = IPAddress(family: .ipv4, bits: 0)
     public static let anyIPv6 = IPAddress(family: .ipv6, bits: 0)

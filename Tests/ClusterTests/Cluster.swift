@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import DataplaneMaps
+import Datastore
+import Foundation
+import Lab
+import Logging
+import Model
+import Netlink
+import OrderedCollections
+import SystemDescriptors
+import Testing
+
+/// A lab for one test, which goes with it whatever happens.
+enum Cluster {
+    static let binary = ProcessInfo.processInfo.environment["WGPLANE_BINARY"] ?? Self.besideTests()
+
+    /// Where `swift build` puts it: next to the test bundle.
+    private static func besideTests() -> String {
+        let own = (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? ""
+        let bundle = CommandLine.arguments.first { $0.hasSuffix(".xctest") } ?? own
+        return URL(fileURLWithPath: bundle).deletingLastPathComponent().appendingPathComponent("wgplane").path
+    }
+
+    static let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+    private static let prefix = ProcessInfo.processInfo.environment["WGPLANE_TEST_PREFIX"] ?? "t\(getpid())"
+
+    /// Brings a lab up, settles it, runs the body, and takes it down. A failure shows the agents' last words.
+    static func run(
+        nodes: Int = 2, pods: Int = 1, families: [AddressFamily] = [.ipv4, .ipv6], enabled: Bool = true,
+        attachment: AttachmentChoice = .auto, _ body: (Lab) async throws -> Void
+    ) async throws {
+        let name = "\(prefix)\(String(UInt32.random(in: 0..<46656), radix: 36))"
+        let spec = LabSpec(name: String(name.suffix(10)), nodes: nodes, pods: pods, families: families, attachment: attachment)
+        let lab = try await Lab.up(spec, enabled: enabled, binary: binary, logger: logger)
+        do {
+            try await lab.waitUntilSettled(enabled: enabled)
+            try await body(lab)
+        } catch {
+            for node in lab.nodeNames() {
+                let log = (try? String(contentsOfFile: lab.paths.log(node), encoding: .utf8)) ?? ""
+                print("---- \(node): \(lab.status(node)?.problems.map(\.description) ?? [])")
+                print(log.split(separator: "\n").suffix(25).joined(separator: "\n"))
+            }
+            try? await lab.down()
+            throw error
+        }
+        try await lab.down()
+        #expect(!FileManager.default.fileExists(atPath: lab.paths.root))
+    }
+
+    /// Runs a program on a node or pod; its standard output, and its exit status.
+    static func execute(_ lab: Lab, _ place: String, _ command: [String]) async throws -> (output: String, status: Int32) {
+        let file = "/tmp/wgplane-test-\(UUID().uuidString)"
+        defer { try? FileManager.default.removeItem(atPath: file) }
+        let arguments = [binary, "lab", "exec", "--name", lab.spec.name, place, "--"] + command
+        let status = try await Task.detachedThread {
+            try ProgramLaunch(arguments, environment: currentEnvironment(), log: file, ownSession: false).run()
+        }
+        return ((try? String(contentsOfFile: file, encoding: .utf8)) ?? "", status)
+    }
+
+    /// `wgplane` on a node.
+    static func wgplane(_ lab: Lab, _ node: String, _ arguments: String...) async throws -> (output: String, status: Int32) {
+        try await execute(lab, node, [binary] + arguments)
+    }
+
+    /// The patch that the seed shows.
+    static func patch(_ lab: Lab, _ kind: ResourceKind, _ name: String, _ change: ManifestValue) async throws {
+        let key = ResourceKey(kind, name)
+        try await lab.datastore.update(key) { current in (current ?? .object([:])).merging(change) }
+    }
+
+    static func switchWireGuard(_ lab: Lab, on: Bool) async throws {
+        var spec = ManifestValue.object([:])
+        for family in lab.spec.families { spec[family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"] = .bool(on) }
+        try await patch(lab, .felixConfiguration, "default", .object(["spec": spec]))
+    }
+
+    static func pod(_ lab: Lab, _ name: String) async throws -> LabPod {
+        try #require(await lab.state.pods.first { $0.name == name })
+    }
+
+    /// What an agent has of a peer's device, read on the node.
+    static func onNode<Value: Sendable>(
+        _ lab: Lab, _ node: String, _ body: @escaping @Sendable () throws -> Value
+    ) async throws -> Value {
+        let place = try lab.place(node)
+        return try await Task.detachedThread { try place.run(body) }
+    }
+}
