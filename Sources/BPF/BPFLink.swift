@@ -140,9 +140,15 @@ public struct Attachment: Sendable, Hashable {
 
     // MARK: clsact
 
+    // libbpf wants every byte of `sz` past the last field it knows to be zero, and padding
+    // is not copied as zero: so `sz` ends at the last field.
+
+    private static let hookSize = (MemoryLayout<bpf_tc_hook>.offset(of: \.parent) ?? 16) + 4
+    private static let optionsSize = (MemoryLayout<bpf_tc_opts>.offset(of: \.priority) ?? 24) + 4
+
     private var hook: bpf_tc_hook {
         var hook = bpf_tc_hook()
-        hook.sz = MemoryLayout<bpf_tc_hook>.size
+        hook.sz = Self.hookSize
         hook.ifindex = Int32(interface)
         hook.attach_point = direction == .ingress ? BPF_TC_INGRESS : BPF_TC_EGRESS
         return hook
@@ -150,7 +156,7 @@ public struct Attachment: Sendable, Hashable {
 
     private var options: bpf_tc_opts {
         var options = bpf_tc_opts()
-        options.sz = MemoryLayout<bpf_tc_opts>.size
+        options.sz = Self.optionsSize
         options.handle = Self.handle
         options.priority = Self.priority
         return options
@@ -187,7 +193,7 @@ public struct Attachment: Sendable, Hashable {
     /// Removes the clsact qdisc of a device, for whoever knows that nobody else uses it.
     public static func removeQdisc(interface: UInt32) throws(BPFError) {
         var hook = bpf_tc_hook()
-        hook.sz = MemoryLayout<bpf_tc_hook>.size
+        hook.sz = hookSize
         hook.ifindex = Int32(interface)
         hook.attach_point = bpf_tc_attach_point(BPF_TC_INGRESS.rawValue | BPF_TC_EGRESS.rawValue)
         let result = unsafe bpf_tc_hook_destroy(&hook)

@@ -207,7 +207,10 @@ public struct EBPFSteering: SteeringBackend {
             try view.attachment(point).attach(
                 view.programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
         }
-        hooks.prune(to: wanted) { point in try view.attachment(point).detach(pin: view.pin(point)) }
+        hooks.prune(to: wanted) { point in
+            try view.attachment(point).detach(pin: view.pin(point))
+            if view.mechanism == .clsact { try Self.removeIdleQdisc(point.interface, RouteSession()) }
+        }
         // Links of an earlier agent, or of devices that are gone.
         let pins = Set(mechanism == .tcx ? plan.hooks.map(pin) : [])
         for link in layout.pinnedLinks() where !pins.contains(link.pin) { try? Attachment.removePin(link.pin) }
@@ -247,31 +250,29 @@ public struct EBPFSteering: SteeringBackend {
     // MARK: Removal
 
     public mutating func remove() throws {
-        for point in hooks.applied.keys { try attachment(point).detach(pin: pin(point)) }
-        hooks.adopt([:])
         try Self.removeAll(layout: layout)
+        hooks.adopt([:])
     }
 
     /// Takes away whatever an agent of any time has left: links, filters, maps.
     public static func removeAll(layout: PinLayout) throws {
         for link in layout.pinnedLinks() { try Attachment.removePin(link.pin) }
-        if let session = try? RouteSession() {
-            for device in try session.links() {
-                var removed = false
-                for direction in [AttachmentDirection.ingress, .egress] {
-                    let filter = Attachment(interface: device.index, direction: direction, mechanism: .clsact)
-                    if try filter.attachedProgram(pin: "") != nil {
-                        try filter.detach(pin: "")
-                        removed = true
-                    }
-                }
-                // The qdisc goes when nobody else has a filter on it.
-                if removed, try session.filterCount(interface: device.index) == 0 {
-                    try Attachment.removeQdisc(interface: device.index)
+        let session = try RouteSession()
+        for device in try session.links() {
+            for direction in [AttachmentDirection.ingress, .egress] {
+                let filter = Attachment(interface: device.index, direction: direction, mechanism: .clsact)
+                if try filter.attachedProgram(pin: "") != nil {
+                    try filter.detach(pin: "")
+                    try removeIdleQdisc(device.index, session)
                 }
             }
         }
         try layout.remove()
+    }
+
+    /// The clsact qdisc goes when nobody, we included, has a filter on it any more.
+    private static func removeIdleQdisc(_ interface: UInt32, _ session: RouteSession) throws {
+        if try session.filterCount(interface: interface) == 0 { try Attachment.removeQdisc(interface: interface) }
     }
 }
 
