@@ -22,18 +22,18 @@ public actor NodeController {
     let datastore: any Datastore
     let logger: Logger
     private let queue = KernelQueue(label: "node-controller")
-    private var route: RouteSession?
+    var route: RouteSession?
 
     var snapshot: Snapshot?
-    private var datastoreState = "waiting"
-    private var keyOwners: [PublicKey: String] = [:]
-    private var backend: (any WireGuardBackend)?
-    private var steering: EBPFSteering?
+    var datastoreState = "waiting"
+    var keyOwners: [PublicKey: String] = [:]
+    var backend: (any WireGuardBackend)?
+    var steering: EBPFSteering?
     var families: [AddressFamily: FamilyState] = [:]
-    private var lastAudit = ContinuousClock.now
-    private var lastReport: StatusReport?
-    private var lastProblems: Set<Problem> = []
-    private var hasCleaned = false
+    var lastAudit = ContinuousClock.now
+    var lastReport: StatusReport?
+    var lastProblems: Set<Problem> = []
+    var hasCleaned = false
 
     /// What this agent holds of one family.
     struct FamilyState {
@@ -93,7 +93,7 @@ public actor NodeController {
         return nextPass(plan)
     }
 
-    private func nextPass(_ plan: NodePlan) -> Duration {
+    func nextPass(_ plan: NodePlan) -> Duration {
         var next = Self.auditPeriod
         for (family, state) in families {
             if state.peers.isWaiting(plan[family].peers) { next = min(next, .milliseconds(50)) }
@@ -124,14 +124,14 @@ public actor NodeController {
 
     // MARK: One pass
 
-    private func session() throws -> RouteSession {
+    func session() throws -> RouteSession {
         if let route { return route }
         let new = try RouteSession()
         route = new
         return new
     }
 
-    private func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
+    func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
         let now = ContinuousClock.now
         updatePhases(plan, now, &problems)
         guard !families.isEmpty else {
@@ -179,13 +179,13 @@ public actor NodeController {
         await publish(plan, &problems)
     }
 
-    private static func deviceProblem(_ error: any Error, _ device: String) -> Problem {
+    static func deviceProblem(_ error: any Error, _ device: String) -> Problem {
         var problem = problem(of: error)
         problem.resource = "Device/\(device)"
         return problem
     }
 
-    private func chosenBackend(_ choice: WireGuardBackendChoice) throws -> any WireGuardBackend {
+    func chosenBackend(_ choice: WireGuardBackendChoice) throws -> any WireGuardBackend {
         if let backend { return backend }
         let new = try BackendSelection.backend(choice)
         backend = new
@@ -194,7 +194,7 @@ public actor NodeController {
     }
 
     /// Which families are on, which are on their way out, which are gone.
-    private func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
+    func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
         for family in AddressFamily.allCases {
             var wanted = plan.settings.enabledFamilies.contains(family)
             if wanted, !plan[family].hasUnderlay {
@@ -225,156 +225,10 @@ public actor NodeController {
         }
     }
 
-    private func ensureDevice(
-        _ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend, _ route: RouteSession,
-        _ uplinks: [Link], _ facts: KernelFacts, _ steering: EBPFSteering
-    ) throws {
-        guard var state = families[family] else { return }
-        defer { families[family] = state }
-        let manager = DeviceManager(family: family, backend: backend, route: route, logger: logger)
-        // WireGuard adds 60 bytes on IPv4 and 80 on IPv6: outer headers, its own header, the tag.
-        let overhead: UInt32 = family == .ipv4 ? 60 : 80
-        let underlay = uplinks.map(\.mtu).min() ?? 1500
-        state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + overhead) - overhead
-        let isNew = state.device == nil
-        let device = try manager.ensure(state.settings, mtu: state.mtu, mark: plan.settings.firewallMark)
-        if isNew || device.interface != state.device?.interface || device.publicKey != state.device?.publicKey {
-            logger.info(
-                "WireGuard device",
-                metadata: [
-                    "device": "\(device.name)", "interface": "\(device.interface)",
-                    "publicKey": "\(device.publicKey?.description ?? "none")", "peers": "\(device.peers.count)",
-                ])
-        }
-        if !state.hasAdopted {
-            state.peers.adopt(Array(try steering.maps.destinations.slotOwners().values), family: family)
-            state.hasAdopted = true
-        }
-        state.address = state.address ?? publishedAddress(family)
-        try manager.setAddress(state.address, interface: device.interface, present: facts.addresses)
-        state.device = device
-    }
-
-    /// Notes handshakes, and which key carries each node's traffic.
-    private func observePeers(_ family: AddressFamily, _ plan: NodePlan, _ now: ContinuousClock.Instant) {
-        guard let device = families[family]?.device else { return }
-        let peers = peerPlans(family, plan)
-        families[family]?.peers.observe(device, peers, now: now)
-    }
-
-    private func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {
-        guard let state = families[family], let device = state.device else { return }
-        let (changes, stamped) = state.peers.changes(
-            device, peerPlans(family, plan), keepAlive: plan.settings.keepAlive)
-        if !changes.isEmpty {
-            logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])
-            try backend.apply(DeviceChange(peers: changes), to: device.name)
-            if let after = try backend.state(device: device.name) { families[family]?.device?.peers = after.peers }
-        }
-        families[family]?.peers.note(stamped: stamped)
-    }
-
-    private func peerPlans(_ family: AddressFamily, _ plan: NodePlan) -> [String: PeerPlan] {
-        families[family]?.drainingUntil == nil ? plan[family].peers : drainingPeers(family, plan)
-    }
-
-    /// While a family goes, its peers stay as they are, so that what they still send is decrypted.
-    private func drainingPeers(_ family: AddressFamily, _ plan: NodePlan) -> [String: PeerPlan] {
-        guard let device = families[family]?.device else { return [:] }
-        var peers = plan[family].peers
-        for (key, peer) in device.peers {
-            guard !peers.values.contains(where: { $0.publicKey == key }), let endpoint = peer.endpoint else { continue }
-            peers["key \(key)"] = PeerPlan(
-                node: "key \(key)", publicKey: key, endpoint: endpoint, allowedIPs: peer.allowedIPs)
-        }
-        return peers
-    }
-
-    private func retirePeers(
-        _ family: AddressFamily, _ backend: any WireGuardBackend, _ now: ContinuousClock.Instant
-    ) throws {
-        guard let state = families[family], let device = state.device else { return }
-        let removals = state.peers.removals(now: now)
-        if !removals.isEmpty { try backend.apply(DeviceChange(peers: removals), to: device.name) }
-    }
-
-    // MARK: Data plane
-
-    private func steeringPlan(_ plan: NodePlan, _ facts: KernelFacts, _ uplinks: [Link]) throws -> SteeringPlan {
-        func device(_ family: AddressFamily) -> DataplaneConfig.Device? {
-            guard let state = families[family], let device = state.device else { return nil }
-            return .init(
-                interface: device.interface, listeningPort: state.settings.listeningPort, address: state.address)
-        }
-        var result = SteeringPlan(
-            config: DataplaneConfig(
-                ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
-                isDirect: steeringPath(plan.settings.steeringPath).path == .direct))
-        for (family, state) in families {
-            guard let device = state.device else { continue }
-            addPeers(family, state, plan[family], device, to: &result)
-            for (cidr, target) in plan[family].routes {
-                switch target {
-                case .pool: result.routes[cidr] = .pool
-                case .local: result.routes[cidr] = .local
-                case .node(let name): result.routes[cidr] = .peer(PeerSlotKey(node: name, family: family))
-                }
-            }
-            result.hooks += [Hook.toWireGuard, .fromWireGuard].map {
-                HookPoint(hook: $0, interface: device.interface, device: device.name, isEthernet: false)
-            }
-        }
-        result.locals = facts.locals(pods: plan.pods, deviceAddresses: families.values.compactMap(\.address))
-        for link in uplinks {
-            result.hooks += [Hook.toUplink, .fromUplink].map {
-                HookPoint(hook: $0, interface: link.index, device: link.name, isEthernet: link.isEthernet)
-            }
-        }
-        for link in facts.podDevices(plan.pods) {
-            result.hooks.append(
-                HookPoint(hook: .fromPod, interface: link.index, device: link.name, isEthernet: true))
-        }
-        return result
-    }
-
-    private func addPeers(
-        _ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan, _ device: DeviceState,
-        to result: inout SteeringPlan
-    ) {
-        for (key, retiring) in state.peers.retiring where !retiring.node.isEmpty {
-            result.peers[PeerSlotKey(node: retiring.node, family: family)] = PeerSteering(
-                publicKey: key, endpoint: retiring.endpoint, action: .draining, lanes: [device.interface])
-        }
-        for (name, peer) in plan.peers {
-            let action: DestinationAction =
-                state.drainingUntil != nil ? .draining : state.peers.isReady(name) ? .tunnel : .clear
-            result.peers[PeerSlotKey(node: name, family: family)] = PeerSteering(
-                publicKey: state.peers.carrier(of: name) ?? peer.publicKey, endpoint: peer.endpoint, action: action,
-                lanes: [device.interface])
-        }
-        for name in plan.unencrypted {
-            let key = PeerSlotKey(node: name, family: family)
-            if result.peers[key] == nil {
-                result.peers[key] = PeerSteering(publicKey: nil, endpoint: nil, action: .clear, lanes: [])
-            }
-        }
-    }
-
-    private func steeringPath(_ choice: SteeringPathChoice) -> (path: SteeringPathChoice, reason: String) {
-        guard choice == .auto else { return (choice, "wireguardSteeringPath is set") }
-        do {
-            let tables = try FirewallInspection.tables()
-            if tables.isEmpty { return (.direct, "nothing in netfilter looks at forwarded packets") }
-            return (.stack, "netfilter may filter forwarded packets: \(tables.prefix(3).joined(separator: ", "))")
-        } catch {
-            return (.stack, "netfilter cannot be inspected: \(error)")
-        }
-    }
-
     // MARK: Switched off
 
     /// Leaves nothing behind: programs, maps, devices, annotations, the device's address.
-    private func tearDown(_ plan: NodePlan) async throws {
+    func tearDown(_ plan: NodePlan) async throws {
         if !hasCleaned {
             if var steering {
                 try steering.remove()
@@ -405,62 +259,5 @@ public actor NodeController {
         } catch {
             logger.warning("flows cannot be swept", metadata: ["error": "\(error)"])
         }
-    }
-
-    // MARK: Status
-
-    private func report(problems: [Problem], plan: NodePlan?) {
-        let distinct = Set(problems)
-        for problem in distinct.subtracting(lastProblems).sorted() {
-            logger.log(
-                level: problem.severity == .error ? .error : .warning, "problem",
-                metadata: ["problem": "\(problem.description)"])
-        }
-        for problem in lastProblems.subtracting(distinct).sorted() {
-            logger.info("problem is gone", metadata: ["resource": "\(problem.resource)", "field": "\(problem.field)"])
-        }
-        lastProblems = distinct
-        let path = families.isEmpty ? nil : plan.map { steeringPath($0.settings.steeringPath) }
-        var report = StatusReport(
-            node: options.node, process: processIdentifier(), mode: families.isEmpty ? "disabled" : "ebpf",
-            datastore: datastore.location, datastoreState: datastoreState,
-            routeSource: plan?.routeSource.rawValue ?? "", backend: backend?.kind.rawValue ?? "",
-            attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
-            steeringPathReason: path?.reason ?? "", attachments: steering?.attached ?? [],
-            problems: distinct.sorted())
-        if let plan {
-            for (family, state) in families { report[family] = familyReport(family, state, plan[family]) }
-        }
-        guard report != lastReport else { return }
-        do {
-            try report.write(runDirectory: options.runDirectory)
-            lastReport = report
-        } catch {
-            logger.error("status cannot be written", metadata: ["error": "\(error)"])
-        }
-    }
-
-    private func familyReport(_ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan) -> StatusReport.Family
-    {
-        let peers = plan.peers.values.sorted { $0.node < $1.node }.map { peer in
-            let ready = state.peers.isReady(peer.node)
-            return StatusReport.Peer(
-                node: peer.node, publicKey: peer.publicKey, endpoint: peer.endpoint.description,
-                state: state.peers.readiness(peer.node, planned: peer.publicKey).rawValue,
-                action: ready && state.drainingUntil == nil ? "tunnel" : "clear")
-        }
-        return StatusReport.Family(
-            phase: state.drainingUntil == nil ? "on" : "draining", device: state.settings.interfaceName,
-            interface: state.device?.interface ?? 0, publicKey: state.device?.publicKey, address: state.address,
-            listeningPort: state.settings.listeningPort, mtu: state.mtu, peers: peers,
-            unencryptedNodes: plan.unencrypted.sorted())
-    }
-}
-
-extension EBPFSteering {
-    /// Hooks that are in place, for status.
-    var attached: [StatusReport.Attachment] {
-        attachedPoints.map { StatusReport.Attachment(hook: $0.hook.name, device: $0.device) }
-            .sorted { ($0.device, $0.hook) < ($1.device, $1.hook) }
     }
 }

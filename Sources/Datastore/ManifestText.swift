@@ -21,10 +21,15 @@ public enum ManifestText {
     /// Reads all documents; empty ones are left out.
     public static func parseAll(_ text: String, origin: String) throws(ProblemsError) -> [ManifestValue] {
         do {
-            return try compose_all(yaml: text).compactMap { node in
+            var documents = try compose_all(yaml: text)
+            var values: [ManifestValue] = []
+            while let node = documents.next() {
                 let result = try value(node, depth: 0)
-                return result == .null ? nil : result
+                if result != .null { values.append(result) }
             }
+            // The sequence ends at an error and keeps it.
+            if let error = documents.error { throw error }
+            return values
         } catch let error as YamlError {
             throw ProblemsError(
                 Problem(

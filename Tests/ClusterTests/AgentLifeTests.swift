@@ -11,7 +11,9 @@ import WireGuard
 
 @Suite("Cluster: the agent's life", .serialized)
 struct AgentLifeTests {
-    @Test("killed: no packet is lost; the next one takes over within two seconds with the same key", arguments: [SIGKILL, SIGTERM])
+    @Test(
+        "killed: no packet is lost; the next one takes over within two seconds with the same key",
+        arguments: [SIGKILL, SIGTERM])
     func killed(signal: Int32) async throws {
         try await Cluster.run { lab in
             let keys = lab.spec.families.map { lab.status("node1")?[$0]?.publicKey }
@@ -23,13 +25,17 @@ struct AgentLifeTests {
             for _ in 1...3 {
                 try await lab.stopAgent("node1", signal: signal)
                 let sent = probes.map(\.sent)
-                try await lab.wait("traffic goes on without an agent") { zip(probes, sent).allSatisfy { $0.sent > $1 + 100 } }
-                try FileManager.default.removeItem(atPath: StatusReport.path(runDirectory: lab.paths.runDirectory("node1")))
+                try await lab.wait("traffic goes on without an agent") {
+                    zip(probes, sent).allSatisfy { $0.sent > $1 + 100 }
+                }
+                try FileManager.default.removeItem(
+                    atPath: StatusReport.path(runDirectory: lab.paths.runDirectory("node1")))
                 _ = try await lab.startAgent("node1")
                 try await lab.wait("the next agent has taken over", within: .seconds(2)) {
                     guard let status = lab.status("node1"), status.mode == "ebpf" else { return false }
                     return lab.spec.families.allSatisfy { family in
-                        status[family]?.peers.allSatisfy { $0.action == "tunnel" } == true && status[family]?.peers.count == 1
+                        status[family]?.peers.allSatisfy { $0.action == "tunnel" } == true
+                            && status[family]?.peers.count == 1
                     }
                 }
             }
@@ -89,7 +95,9 @@ struct AgentLifeTests {
             let files = FileManager.default.enumerator(atPath: lab.paths.root)
             while let file = files?.nextObject() as? String {
                 if file.hasPrefix("bpf") || file.hasPrefix("ns") { continue }
-                if let text = try? String(contentsOfFile: "\(lab.paths.root)/\(file)", encoding: .utf8) { texts.append(text) }
+                if let text = try? String(contentsOfFile: "\(lab.paths.root)/\(file)", encoding: .utf8) {
+                    texts.append(text)
+                }
             }
             #expect(texts.count > 8)
             for process in try lab.place("node1").processes() {

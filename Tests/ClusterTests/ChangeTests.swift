@@ -47,7 +47,9 @@ struct ChangeTests {
         }
     }
 
-    private func peers(_ lab: Lab, _ node: String, _ device: String = "wireguard.cali") async throws -> [PublicKey: PeerState] {
+    private func peers(_ lab: Lab, _ node: String, _ device: String = "wireguard.cali") async throws -> [PublicKey:
+        PeerState]
+    {
         try await Cluster.onNode(lab, node) { try BackendSelection.state(device: device)?.1.peers ?? [:] }
     }
 
@@ -88,8 +90,11 @@ struct ChangeTests {
                         $0.content[["spec", "cidr"]]?.text == block.description
                     }?.key)
                 try await lab.datastore.update(key) { current in
-                    guard var block = current, case .array(var attributes) = block[["spec", "attributes"]] else { return current }
-                    for index in attributes.indices where attributes[index][["secondary", "pod"]]?.text == "node3-pod1" {
+                    guard var block = current, case .array(var attributes) = block[["spec", "attributes"]] else {
+                        return current
+                    }
+                    for index in attributes.indices where attributes[index][["secondary", "pod"]]?.text == "node3-pod1"
+                    {
                         attributes[index][["secondary", "node"]] = "node1"
                     }
                     block[["spec", "attributes"]] = .array(attributes)
@@ -115,7 +120,9 @@ struct ChangeTests {
             try await undisturbed(lab) {
                 let block = LabAddresses.block(3, .ipv4)
                 let snapshot = try await lab.datastore.read()
-                for key in snapshot.manifests.values.filter({ $0.content[["spec", "cidr"]]?.text == block.description }).map(\.key) {
+                for key in snapshot.manifests.values.filter({ $0.content[["spec", "cidr"]]?.text == block.description })
+                    .map(\.key)
+                {
                     try await lab.datastore.update(key) { Self.give($0, to: "node1") }
                 }
                 let address = LabAddresses.pod(3, 30, .ipv4)
@@ -144,7 +151,8 @@ struct ChangeTests {
         let slot = try maps.routes.slot(of: address)
         let key = lab.status(node)?.ipv4?.peers.first { $0.node == owner }?.publicKey
         let holders = peers.filter { $0.value.allowedIPs.contains(block) }
-        return try maps.destinations.slotOwners()[slot]?.node == owner && holders.count == 1 && holders.first?.key == key
+        return try maps.destinations.slotOwners()[slot]?.node == owner && holders.count == 1
+            && holders.first?.key == key
     }
 
     @Test("a Node deleted: no peer, route or slot of it is left")
@@ -166,11 +174,15 @@ struct ChangeTests {
                         for device in ["wireguard.cali", "wg-v6.cali"] {
                             guard try await peers(lab, node, device).count == 1 else { return false }
                         }
-                        guard try maps.destinations.slotOwners().values.allSatisfy({ $0.node != "node3" }) else { return false }
+                        guard try maps.destinations.slotOwners().values.allSatisfy({ $0.node != "node3" }) else {
+                            return false
+                        }
                         for family in lab.spec.families {
                             let slot = try maps.routes.slot(of: LabAddresses.pod(3, 1, family))
                             guard slot == DestinationSlot.pool else { return false }
-                            guard try maps.endpoints.entries()[LabAddresses.node(3, family)] == nil else { return false }
+                            guard try maps.endpoints.entries()[LabAddresses.node(3, family)] == nil else {
+                                return false
+                            }
                         }
                         return true
                     }
@@ -198,7 +210,8 @@ struct ChangeTests {
                 try await lab.wait("node2's agent has healed its Node", within: Self.second) {
                     let node = try await lab.datastore.read().manifests[ResourceKey(.node, "node2")]
                     return node?.annotations[NodeAnnotation.publicKey(.ipv4)] == before.description
-                        && node?.annotations[NodeAnnotation.interfaceAddress(.ipv6)] == lab.status("node2")?.ipv6?.address?.description
+                        && node?.annotations[NodeAnnotation.interfaceAddress(.ipv6)]
+                            == lab.status("node2")?.ipv6?.address?.description
                 }
                 try await lab.wait("node1 has the real peer alone", within: Self.second) {
                     let present = try await peers(lab, "node1")
@@ -242,7 +255,8 @@ struct ChangeTests {
                     }
                 }
                 let blocks = try await lab.datastore.read().manifests(of: .ipamBlock)
-                #expect(!blocks.contains { "\($0.content)".contains("wireguard") }, "the device's address is given back")
+                #expect(
+                    !blocks.contains { "\($0.content)".contains("wireguard") }, "the device's address is given back")
                 try await Cluster.switchWireGuard(lab, on: true)
                 try await lab.waitUntilSettled(enabled: true)
             }

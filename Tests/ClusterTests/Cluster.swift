@@ -32,7 +32,8 @@ enum Cluster {
         attachment: AttachmentChoice = .auto, _ body: (Lab) async throws -> Void
     ) async throws {
         let name = "\(prefix)\(String(UInt32.random(in: 0..<46656), radix: 36))"
-        let spec = LabSpec(name: String(name.suffix(10)), nodes: nodes, pods: pods, families: families, attachment: attachment)
+        let spec = LabSpec(
+            name: String(name.suffix(10)), nodes: nodes, pods: pods, families: families, attachment: attachment)
         let lab = try await Lab.up(spec, enabled: enabled, binary: binary, logger: logger)
         do {
             try await lab.waitUntilSettled(enabled: enabled)
@@ -51,7 +52,9 @@ enum Cluster {
     }
 
     /// Runs a program on a node or pod; its standard output, and its exit status.
-    static func execute(_ lab: Lab, _ place: String, _ command: [String]) async throws -> (output: String, status: Int32) {
+    static func execute(_ lab: Lab, _ place: String, _ command: [String]) async throws -> (
+        output: String, status: Int32
+    ) {
         let file = "/tmp/wgplane-test-\(UUID().uuidString)"
         defer { try? FileManager.default.removeItem(atPath: file) }
         let arguments = [binary, "lab", "exec", "--name", lab.spec.name, place, "--"] + command
@@ -62,7 +65,9 @@ enum Cluster {
     }
 
     /// `wgplane` on a node.
-    static func wgplane(_ lab: Lab, _ node: String, _ arguments: String...) async throws -> (output: String, status: Int32) {
+    static func wgplane(_ lab: Lab, _ node: String, _ arguments: String...) async throws -> (
+        output: String, status: Int32
+    ) {
         try await execute(lab, node, [binary] + arguments)
     }
 
@@ -74,7 +79,9 @@ enum Cluster {
 
     static func switchWireGuard(_ lab: Lab, on: Bool) async throws {
         var spec = ManifestValue.object([:])
-        for family in lab.spec.families { spec[family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"] = .bool(on) }
+        for family in lab.spec.families {
+            spec[family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"] = .bool(on)
+        }
         try await patch(lab, .felixConfiguration, "default", .object(["spec": spec]))
     }
 

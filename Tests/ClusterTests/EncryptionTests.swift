@@ -67,7 +67,9 @@ struct EncryptionTests {
                 for route in found.1 where found.2.contains(where: { $0.index == route.index }) {
                     // The kernel's own: the device's address, multicast.
                     #expect(route.table == 255 || route.destination.isHost || route.destination.address.isMulticast)
-                    #expect(!route.destination.contains(LabAddresses.pod(node == "node1" ? 2 : 1, 1, route.destination.family)))
+                    #expect(
+                        !route.destination.contains(
+                            LabAddresses.pod(node == "node1" ? 2 : 1, 1, route.destination.family)))
                 }
                 #expect(found.3.isEmpty)
             }
@@ -123,7 +125,9 @@ struct EncryptionTests {
             }
             // `wgplane status` as readable, and the Node has what the seed greps for.
             let own = try await Cluster.wgplane(lab, "node1", "status")
-            #expect(own.status == 0 && own.output.contains("private key: (hidden)") && own.output.contains("problems: none"))
+            #expect(
+                own.status == 0 && own.output.contains("private key: (hidden)") && own.output.contains("problems: none")
+            )
             let node = try await Cluster.wgplane(lab, "node1", "get", "node", "node1", "-o", "yaml")
             #expect(node.output.contains("projectcalico.org/WireguardPublicKey"))
             #expect(node.output.contains("projectcalico.org/IPv4WireguardInterfaceAddr"))
@@ -181,7 +185,9 @@ struct EncryptionTests {
                 let prober = Prober(try lab.place(source))
                 for address in addresses {
                     for transport in ProbeProtocol.allCases {
-                        let reached = try await Task.detachedThread { prober.ask(transport, address.bytes, identifier: 5) }
+                        let reached = try await Task.detachedThread {
+                            prober.ask(transport, address.bytes, identifier: 5)
+                        }
                         #expect(reached, "\(source) to \(address) by \(transport)")
                     }
                 }

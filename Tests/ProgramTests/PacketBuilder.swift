@@ -84,7 +84,9 @@ struct PacketBuilder {
             var pseudo: [UInt8] = []
             if needsPseudo {
                 pseudo = source.bytes + destination.bytes
-                pseudo += [UInt8(length >> 24), UInt8(length >> 16 & 255), UInt8(length >> 8 & 255), UInt8(length & 255)]
+                pseudo += [
+                    UInt8(length >> 24), UInt8(length >> 16 & 255), UInt8(length >> 8 & 255), UInt8(length & 255),
+                ]
                 pseudo += [0, 0, 0, transport]
             }
             var sum = internetChecksum(pseudo + segment)

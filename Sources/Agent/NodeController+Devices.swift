@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+internal import DataplaneMaps
+internal import DesiredState
+internal import Logging
+internal import Model
+internal import Netlink
+internal import Steering
+internal import SystemDescriptors
+internal import WireGuard
+
+/// The WireGuard devices and their peers.
+extension NodeController {
+    func ensureDevice(
+        _ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend, _ route: RouteSession,
+        _ uplinks: [Link], _ facts: KernelFacts, _ steering: EBPFSteering
+    ) throws {
+        guard var state = families[family] else { return }
+        defer { families[family] = state }
+        let manager = DeviceManager(family: family, backend: backend, route: route, logger: logger)
+        // WireGuard adds 60 bytes on IPv4 and 80 on IPv6: outer headers, its own header, the tag.
+        let overhead: UInt32 = family == .ipv4 ? 60 : 80
+        let underlay = uplinks.map(\.mtu).min() ?? 1500
+        state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + overhead) - overhead
+        let isNew = state.device == nil
+        let device = try manager.ensure(state.settings, mtu: state.mtu, mark: plan.settings.firewallMark)
+        if isNew || device.interface != state.device?.interface || device.publicKey != state.device?.publicKey {
+            logger.info(
+                "WireGuard device",
+                metadata: [
+                    "device": "\(device.name)", "interface": "\(device.interface)",
+                    "publicKey": "\(device.publicKey?.description ?? "none")", "peers": "\(device.peers.count)",
+                ])
+        }
+        if !state.hasAdopted {
+            state.peers.adopt(Array(try steering.maps.destinations.slotOwners().values), family: family)
+            state.hasAdopted = true
+        }
+        state.address = state.address ?? publishedAddress(family)
+        try manager.setAddress(state.address, interface: device.interface, present: facts.addresses)
+        state.device = device
+    }
+
+    /// Notes handshakes, and which key carries each node's traffic.
+    func observePeers(_ family: AddressFamily, _ plan: NodePlan, _ now: ContinuousClock.Instant) {
+        guard let device = families[family]?.device else { return }
+        let peers = peerPlans(family, plan)
+        families[family]?.peers.observe(device, peers, now: now)
+    }
+
+    func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {
+        guard let state = families[family], let device = state.device else { return }
+        let (changes, stamped) = state.peers.changes(
+            device, peerPlans(family, plan), keepAlive: plan.settings.keepAlive)
+        if !changes.isEmpty {
+            logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])
+            try backend.apply(DeviceChange(peers: changes), to: device.name)
+            if let after = try backend.state(device: device.name) { families[family]?.device?.peers = after.peers }
+        }
+        families[family]?.peers.note(stamped: stamped)
+    }
+
+    func peerPlans(_ family: AddressFamily, _ plan: NodePlan) -> [String: PeerPlan] {
+        families[family]?.drainingUntil == nil ? plan[family].peers : drainingPeers(family, plan)
+    }
+
+    /// While a family goes, its peers stay as they are, so that what they still send is decrypted.
+    func drainingPeers(_ family: AddressFamily, _ plan: NodePlan) -> [String: PeerPlan] {
+        guard let device = families[family]?.device else { return [:] }
+        var peers = plan[family].peers
+        for (key, peer) in device.peers {
+            guard !peers.values.contains(where: { $0.publicKey == key }), let endpoint = peer.endpoint else { continue }
+            peers["key \(key)"] = PeerPlan(
+                node: "key \(key)", publicKey: key, endpoint: endpoint, allowedIPs: peer.allowedIPs)
+        }
+        return peers
+    }
+
+    func retirePeers(
+        _ family: AddressFamily, _ backend: any WireGuardBackend, _ now: ContinuousClock.Instant
+    ) throws {
+        guard let state = families[family], let device = state.device else { return }
+        let removals = state.peers.removals(now: now)
+        if !removals.isEmpty { try backend.apply(DeviceChange(peers: removals), to: device.name) }
+    }
+}

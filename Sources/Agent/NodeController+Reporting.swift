@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+internal import DataplaneMaps
+internal import Datastore
+internal import DesiredState
+internal import Logging
+internal import Model
+internal import Netlink
+internal import Steering
+internal import SystemDescriptors
+internal import WireGuard
+
+/// What the agent tells of itself: problems in the log once, all of it in the status file.
+extension NodeController {
+    func report(problems: [Problem], plan: NodePlan?) {
+        let distinct = Set(problems)
+        for problem in distinct.subtracting(lastProblems).sorted() {
+            logger.log(
+                level: problem.severity == .error ? .error : .warning, "problem",
+                metadata: ["problem": "\(problem.description)"])
+        }
+        for problem in lastProblems.subtracting(distinct).sorted() {
+            logger.info("problem is gone", metadata: ["resource": "\(problem.resource)", "field": "\(problem.field)"])
+        }
+        lastProblems = distinct
+        let path = families.isEmpty ? nil : plan.map { steeringPath($0.settings.steeringPath) }
+        var report = StatusReport(
+            node: options.node, process: processIdentifier(), mode: families.isEmpty ? "disabled" : "ebpf",
+            datastore: datastore.location, datastoreState: datastoreState,
+            routeSource: plan?.routeSource.rawValue ?? "", backend: backend?.kind.rawValue ?? "",
+            attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
+            steeringPathReason: path?.reason ?? "", attachments: steering?.attached ?? [],
+            problems: distinct.sorted())
+        if let plan {
+            for (family, state) in families { report[family] = familyReport(family, state, plan[family]) }
+        }
+        guard report != lastReport else { return }
+        do {
+            try report.write(runDirectory: options.runDirectory)
+            lastReport = report
+        } catch {
+            logger.error("status cannot be written", metadata: ["error": "\(error)"])
+        }
+    }
+
+    func familyReport(_ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan) -> StatusReport.Family {
+        let peers = plan.peers.values.sorted { $0.node < $1.node }.map { peer in
+            let ready = state.peers.isReady(peer.node)
+            return StatusReport.Peer(
+                node: peer.node, publicKey: peer.publicKey, endpoint: peer.endpoint.description,
+                state: state.peers.readiness(peer.node, planned: peer.publicKey).rawValue,
+                action: ready && state.drainingUntil == nil ? "tunnel" : "clear")
+        }
+        return StatusReport.Family(
+            phase: state.drainingUntil == nil ? "on" : "draining", device: state.settings.interfaceName,
+            interface: state.device?.interface ?? 0, publicKey: state.device?.publicKey, address: state.address,
+            listeningPort: state.settings.listeningPort, mtu: state.mtu, peers: peers,
+            unencryptedNodes: plan.unencrypted.sorted())
+    }
+}
+
+extension EBPFSteering {
+    /// Hooks that are in place, for status.
+    var attached: [StatusReport.Attachment] {
+        attachedPoints.map { StatusReport.Attachment(hook: $0.hook.name, device: $0.device) }
+            .sorted { ($0.device, $0.hook) < ($1.device, $1.hook) }
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Datastore
+import Foundation
+import Logging
+import Model
+import OrderedCollections
+import SystemDescriptors
+import Testing
+
+@Suite("Datastore: directory")
+struct DatastoreTests {
+    static let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+
+    /// A folder that goes with the test.
+    final class Folder: Sendable {
+        let path = "/tmp/wgplane-datastore-\(UUID().uuidString)"
+        let store: DirectoryDatastore
+        init() async throws {
+            store = DirectoryDatastore(path: path, logger: DatastoreTests.logger)
+            try await store.create()
+        }
+        deinit { try? FileManager.default.removeItem(atPath: path) }
+
+        func write(_ file: String, _ text: String) throws {
+            try text.write(toFile: "\(path)/\(file)", atomically: true, encoding: .utf8)
+        }
+    }
+
+    static func node(_ name: String) -> ManifestValue {
+        .object(["apiVersion": "v1", "kind": "Node", "metadata": .object(["name": .string(name)])])
+    }
+
+    @Test("what is written is read, fields that nobody knows and their order included")
+    func roundTrip() async throws {
+        let folder = try await Folder()
+        var content = Self.node("n1")
+        content[["metadata", "labels"]] = .object(["zone": "b", "a": "yes", "number": "12", "empty": ""])
+        content["future"] = .object([
+            "list": .array([.integer(1), .bool(true), .null, .number(1.5), "text: with colon"])
+        ])
+        let written = content
+        try await folder.store.update(ResourceKey(.node, "n1")) { _ in written }
+        let fresh = DirectoryDatastore(path: folder.path, logger: Self.logger)
+        #expect(try await fresh.read().manifests[ResourceKey(.node, "n1")]?.content == content)
+        try await folder.store.update(ResourceKey(.node, "n1")) { _ in nil }
+        #expect(try await fresh.read().manifests.isEmpty)
+        #expect(try FileManager.default.contentsOfDirectory(atPath: "\(folder.path)/nodes").isEmpty)
+    }
+
+    @Test("many writers at once lose no change")
+    func concurrency() async throws {
+        let folder = try await Folder()
+        let stores = (0..<4).map { _ in DirectoryDatastore(path: folder.path, logger: Self.logger) }
+        try await folder.store.update(ResourceKey(.node, "n1")) { _ in Self.node("n1") }
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for (index, store) in stores.enumerated() {
+                group.addTask {
+                    for number in 0..<25 {
+                        try await store.update(ResourceKey(.node, "n1")) { current in
+                            var content = current ?? .object([:])
+                            content[["metadata", "annotations", "w\(index)-\(number)"]] = "x"
+                            return content
+                        }
+                    }
+                }
+            }
+            try await group.waitForAll()
+        }
+        #expect(try await folder.store.read().manifests.values.first?.annotations.count == 100)
+    }
+
+    @Test("a file that breaks keeps its last good content; the others go on")
+    func brokenFile() async throws {
+        let folder = try await Folder()
+        try folder.write("nodes/n1.yaml", "kind: Node\nmetadata:\n  name: n1\n")
+        try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2}\n")
+        #expect(try await folder.store.read().manifests.count == 2)
+        try folder.write("nodes/n1.yaml", "kind: Node\nmetadata:\n  name: [n1\nstatus: }\n")
+        let broken = try await folder.store.read()
+        #expect(broken.manifests.count == 2, "nothing is lost")
+        let problem = try #require(broken.problems.first)
+        #expect(problem.resource == "nodes/n1.yaml" && problem.message.contains("line "), "\(problem)")
+        #expect(problem.message.contains("last good content"))
+        try folder.write("nodes/n1.yaml", "kind: Node\nmetadata:\n  name: n1\n  annotations: {a: b}\n")
+        let mended = try await folder.store.read()
+        #expect(mended.problems.isEmpty && mended.manifests[ResourceKey(.node, "n1")]?.annotations == ["a": "b"])
+    }
+
+    @Test(
+        "manifests that are none are named, with file, field and remedy",
+        arguments: [
+            ("kind: Nod\nmetadata: {name: a}", "kind", "Nod"),
+            ("kind: Node\nmetadata: {name: ../a}", "metadata.name", "../a"),
+            ("kind: Node", "metadata.name", ""), ("[1, 2]", "", ""),
+            ("kind: Pod\nmetadata: {name: a, namespace: 'x/y'}", "metadata.namespace", "x/y"),
+            ("a: 1\n---\nb: 2", "", ""),
+        ])
+    func badManifests(_ text: String, _ field: String, _ value: String) async throws {
+        let folder = try await Folder()
+        try folder.write("nodes/bad.yaml", text)
+        try folder.write("nodes/good.json", #"{"kind": "Node", "metadata": {"name": "good"}}"#)
+        let snapshot = try await folder.store.read()
+        #expect(snapshot.manifests.keys.map(\.name) == ["good"])
+        let problem = try #require(snapshot.problems.first)
+        #expect(problem.resource == "nodes/bad.yaml" && problem.field == field && problem.value == value, "\(problem)")
+        #expect(!problem.remedy.isEmpty)
+    }
+
+    @Test("one name in two files: the first counts, the second is named")
+    func twice() async throws {
+        let folder = try await Folder()
+        try folder.write("nodes/a.yaml", "kind: Node\nmetadata: {name: n1, annotations: {from: a}}")
+        try folder.write("nodes/b.yaml", "kind: Node\nmetadata: {name: n1, annotations: {from: b}}")
+        let snapshot = try await folder.store.read()
+        #expect(snapshot.manifests.values.map(\.annotations) == [["from": "a"]])
+        #expect(snapshot.problems.map(\.resource) == ["nodes/b.yaml"])
+    }
+
+    @Test("a watcher is told the state at once, and each change")
+    func watching() async throws {
+        let folder = try await Folder()
+        let writer = DirectoryDatastore(path: folder.path, logger: Self.logger)
+        try await writer.update(ResourceKey(.node, "n1")) { _ in Self.node("n1") }
+        let seen = try await Self.follow(folder.store.events()) { count in
+            if count == 1 { try await writer.update(ResourceKey(.node, "n2")) { _ in Self.node("n2") } }
+            if count == 2 { try await writer.update(ResourceKey(.node, "n1")) { _ in nil } }
+        }
+        #expect(seen == [["n1"], ["n1", "n2"], ["n2"]])
+    }
+
+    /// Distinct states as they come, three at most; `react` is called after each new one.
+    private static func follow(
+        _ events: some AsyncSequence<DatastoreEvent, Never>, _ react: (Int) async throws -> Void
+    ) async throws -> [[String]] {
+        var seen: [[String]] = []
+        for await event in events {
+            guard case .snapshot(let snapshot) = event else { continue }
+            let names = snapshot.manifests.keys.map(\.name).sorted()
+            if seen.last == names { continue }
+            seen.append(names)
+            if seen.count == 3 { break }
+            try await react(seen.count)
+        }
+        return seen
+    }
+
+    @Test("a full disk: the write fails in words, and nothing of the old content is touched")
+    func fullDisk() async throws {
+        let path = "/tmp/wgplane-full-\(UUID().uuidString)"
+        try makeFolders(path)
+        try mountFileSystem("tmpfs", on: path, options: "size=64k")
+        defer {
+            detachMount(path)
+            try? removeFolder(path)
+        }
+        let store = DirectoryDatastore(path: path, logger: Self.logger)
+        try await store.create()
+        try await store.update(ResourceKey(.node, "n1")) { _ in Self.node("n1") }
+        var large = Self.node("n1")
+        large["filler"] = .string(String(repeating: "x", count: 200_000))
+        let content = large
+        let error = await #expect(throws: DatastoreError.self) {
+            try await store.update(ResourceKey(.node, "n1")) { _ in content }
+        }
+        #expect(
+            error?.location.hasSuffix("nodes/n1.yaml") == true && error?.remedy.contains("free space") == true,
+            "\(String(describing: error))")
+        let fresh = DirectoryDatastore(path: path, logger: Self.logger)
+        #expect(try await fresh.read().manifests[ResourceKey(.node, "n1")]?.content == Self.node("n1"))
+        #expect(
+            try FileManager.default.contentsOfDirectory(atPath: "\(path)/nodes") == ["n1.yaml"], "no torn file is left")
+    }
+}

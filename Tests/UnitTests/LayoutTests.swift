@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BPF
+import CDataplaneABI
+import DataplaneMaps
+import Testing
+
+@Suite("Layout: what the kernel and Swift share")
+struct LayoutTests {
+    @Test("hooks and reasons have names, each once, in the order of the header")
+    func names() {
+        #expect(
+            Hook.allCases.map(\.name) == ["from_pod", "to_uplink", "from_uplink", "to_wireguard", "from_wireguard"])
+        let names = Reason.allCases.map(\.name)
+        #expect(Set(names).count == names.count && names.allSatisfy { !$0.isEmpty })
+        for reason in Reason.allCases { #expect(reason.isDrop == reason.name.hasPrefix("drop_"), "\(reason.name)") }
+    }
+
+    @Test("structs have the sizes that the header asserts")
+    func sizes() {
+        #expect(MemoryLayout<wgp_flow>.size == 64)
+        #expect(MemoryLayout<wgp_flow_key4>.size == 20)
+        #expect(MemoryLayout<wgp_flow_key6>.size == 44)
+        #expect(MemoryLayout<wgp_destination>.size == 80)
+        #expect(MemoryLayout<wgp_peer>.size == 296)
+        #expect(MemoryLayout<wgp_config>.size == 48)
+        #expect(MemoryLayout<wgp_masquerade>.size == 32)
+    }
+
+    @Test("marks are disjoint")
+    func marks() {
+        #expect(PacketMark.counted & PacketMark.host == 0)
+        #expect((PacketMark.counted | PacketMark.host) & (0xffff_0000 | 0xc000 | 0x0f00 | 0x80) == 0)
+    }
+}
