@@ -54,9 +54,10 @@ wait $runner
 status=$?
 runner=
 sleep 0.3
-passed=$(grep -cE '^(✔|􁁛) +Test .* passed' "$log")
-failed=$(grep -cE '^(✘|􀢄) +Test .* failed' "$log")
-skipped=$(grep -cE '^(➜|􀙟|↩) +Test .* skipped' "$log")
+count() { grep -E "^. +Test " "$log" | grep -v 'Test run with' | grep -cE "$1"; }
+passed=$(count ' passed after ')
+failed=$(count ' failed after ')
+skipped=$(count ' skipped')
 [ $status != 0 ] && [ "$failed" = 0 ] && failed=1
 [ "$skipped" != 0 ] && say "a test that should run was skipped" && status=1
 [ "$passed" = 0 ] && status=1

@@ -34,6 +34,7 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    private var hasRemembered = false
 
     /// What this agent holds of one family.
     struct FamilyState {
@@ -79,6 +80,7 @@ public actor NodeController {
             return Self.auditPeriod
         }
         var problems = snapshot.problems
+        rememberKeyOwners()
         let plan = NodePlan(
             manifests: Array(snapshot.manifests.values), node: options.node,
             ownKeys: families.compactMapValues { $0.device?.publicKey }, keyOwners: keyOwners)
@@ -91,6 +93,18 @@ public actor NodeController {
         }
         report(problems: problems, plan: plan)
         return nextPass(plan)
+    }
+
+    /// Who had each key first is known from the maps of an earlier agent.
+    private func rememberKeyOwners() {
+        guard !hasRemembered else { return }
+        hasRemembered = true
+        guard options.layout.exists, let owners = try? PinnedMaps(options.layout).destinations.slotOwners() else {
+            return
+        }
+        for owner in owners.values {
+            if let key = owner.publicKey { keyOwners[key] = owner.node }
+        }
     }
 
     func nextPass(_ plan: NodePlan) -> Duration {

@@ -11,6 +11,7 @@ import SystemDescriptors
 struct AgentCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "agent", abstract: "Runs the node agent, in the foreground.",
+        usage: "wgplane agent [options]",
         discussion: """
             Needs root. Ends on SIGTERM and SIGINT, and leaves encryption running: programs and maps
             are pinned, and the next agent adopts them. Switch WireGuard off, or run
@@ -43,6 +44,7 @@ struct AgentCommand: AsyncParsableCommand {
 struct CleanupCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "cleanup", abstract: "Takes away all that agents have left on this node.",
+        usage: "wgplane cleanup [options]",
         discussion: "Programs, maps, WireGuard devices and the agent's files. Packets go in clear afterwards.")
 
     @OptionGroup var node: NodeOptions
@@ -56,6 +58,7 @@ struct CleanupCommand: AsyncParsableCommand {
 struct DoctorCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor", abstract: "Tells what this kernel and node can do, what is missing, and how to mend it.",
+        usage: "wgplane doctor [options]",
         discussion: "Exit status 1 when the agent could not work here.")
 
     @OptionGroup var output: OutputOptions

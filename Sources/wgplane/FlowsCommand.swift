@@ -9,6 +9,7 @@ import Model
 struct FlowsCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "flows", abstract: "Shows the flows of this node with their counters, the busiest first.",
+        usage: "wgplane flows [options]",
         discussion:
             "WAY is tunnel, clear, local, outside, or mixed (some packets in clear, before the tunnel was ready).")
 

@@ -28,7 +28,8 @@ struct LabCommand: AsyncParsableCommand {
         subcommands: [Up.self, Status.self, Check.self, Exec.self, Env.self, Down.self])
 
     struct Up: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Brings a lab up and waits until it encrypts.")
+        static let configuration = CommandConfiguration(
+            abstract: "Brings a lab up and waits until it encrypts.", usage: "wgplane lab up [options]")
 
         @OptionGroup var lab: LabNameOptions
         @Option(help: "Number of nodes.") var nodes = 3

@@ -13,7 +13,8 @@ struct MapsCommand: AsyncParsableCommand {
         subcommands: [List.self, Dump.self])
 
     struct List: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Lists the maps.")
+        static let configuration = CommandConfiguration(
+            abstract: "Lists the maps.", usage: "wgplane maps list [options]")
 
         @OptionGroup var node: NodeOptions
         @OptionGroup var output: OutputOptions
@@ -44,6 +45,7 @@ struct MapsCommand: AsyncParsableCommand {
     struct Dump: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Prints a map's entries, decoded.",
+            usage: "wgplane maps dump NAME [options]",
             discussion: "Maps: " + PinnedMaps.names.joined(separator: ", ") + ".")
 
         @Argument(help: "Name of the map.") var name: String

@@ -22,7 +22,8 @@ struct ResourceNameOptions: ParsableArguments {
 
 struct GetCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "get", abstract: "Shows resources of the datastore.")
+        commandName: "get", abstract: "Shows resources of the datastore.",
+        usage: "wgplane get KIND [NAME] [options]")
 
     @Argument(help: "Kind: node, pod, ippool, ipamblock, blockaffinity, felixconfiguration, dataplaneconfiguration.")
     var kind: KindArgument
@@ -123,7 +124,8 @@ private func renamed(_ manifest: Manifest) -> Manifest {
 
 struct ApplyCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "apply", abstract: "Creates resources, or replaces them, from manifests.")
+        commandName: "apply", abstract: "Creates resources, or replaces them, from manifests.",
+        usage: "wgplane apply -f FILE [options]")
 
     @Option(name: .shortAndLong, help: "File of manifests in YAML or JSON; - for standard input.") var filename: String
     @OptionGroup var datastore: DatastoreOptions
@@ -155,6 +157,7 @@ struct ApplyCommand: AsyncParsableCommand {
 struct PatchCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "patch", abstract: "Changes fields of a resource by a JSON merge patch (RFC 7386).",
+        usage: "wgplane patch KIND NAME -p PATCH [options]",
         discussion: """
             wgplane patch felixconfiguration default --type=merge -p '{"spec":{"wireguardEnabled":true}}'
             """)
@@ -193,7 +196,9 @@ struct PatchCommand: AsyncParsableCommand {
 }
 
 struct DeleteCommand: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(commandName: "delete", abstract: "Deletes a resource.")
+    static let configuration = CommandConfiguration(
+        commandName: "delete", abstract: "Deletes a resource.",
+        usage: "wgplane delete KIND NAME [options]")
 
     @Argument(help: "Kind of the resource.") var kind: KindArgument
     @Argument(help: "Name of the resource.") var name: String

@@ -10,6 +10,7 @@ import WireGuard
 struct StatusCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "status", abstract: "Shows this node's devices, peers, steering, counters and problems.",
+        usage: "wgplane status [options]",
         discussion: "Reads the kernel and the agent's last report: works with the agent dead, and says so.")
 
     @OptionGroup var node: NodeOptions
