@@ -22,14 +22,17 @@ struct ReferenceModelTests {
         try harness.configure(direct: direct)
         // One peer of each family for each action.
         for (index, action) in [DestinationAction.clear, .drop, .draining].enumerated() {
-            for (family, text) in [(AddressFamily.ipv4, "10.48.\(10 + index).0/24"), (.ipv6, "fd48:0:0:\(10 + index)::/64")] {
+            for (family, text) in [
+                (AddressFamily.ipv4, "10.48.\(10 + index).0/24"), (.ipv6, "fd48:0:0:\(10 + index)::/64"),
+            ] {
                 let slot = Harness.firstPeer + 2 + index * 2 + (family == .ipv4 ? 0 : 1)
                 harness.maps.destinations.setLanes(slot, family: family, interfaces: [1])
                 harness.maps.destinations.setAction(slot, action)
                 try harness.maps.routes.update(#require(CIDR(text)), slot: slot)
                 // A single address inside it that belongs to the first peer.
                 let host = try #require(CIDR(text)).address(at: 77)
-                try harness.maps.routes.update(CIDR(host: #require(host)), slot: Harness.firstPeer + (family == .ipv4 ? 0 : 1))
+                try harness.maps.routes.update(
+                    CIDR(host: #require(host)), slot: Harness.firstPeer + (family == .ipv4 ? 0 : 1))
             }
         }
         var model = try Self.model(of: harness)
@@ -98,7 +101,9 @@ struct ReferenceModelTests {
         let payload = [UInt8](repeating: 0x5a, count: Int.random(in: 14...60, using: &random))
         switch Int.random(in: 0..<6, using: &random) {
         case 0: builder = builder.udp(port(), port(), payload: payload)
-        case 1, 2: builder = builder.tcp(port(), port(), flags: [2, 16, 18, 17, 4].randomElement(using: &random) ?? 2, payload: payload)
+        case 1, 2:
+            builder = builder.tcp(
+                port(), port(), flags: [2, 16, 18, 17, 4].randomElement(using: &random) ?? 2, payload: payload)
         case 3: builder = builder.echo(port(), reply: Bool.random(using: &random), payload: payload)
         case 4: builder = builder.icmp(type: UInt8.random(in: 0...140, using: &random), code: 1, payload: payload)
         default:
@@ -126,7 +131,9 @@ struct ReferenceModelTests {
         }
         if Int.random(in: 0..<8, using: &random) == 0 {
             let shortest = isIPv4 ? 34 : 54
-            if bytes.count > shortest { bytes = Array(bytes[..<Int.random(in: shortest...bytes.count, using: &random)]) }
+            if bytes.count > shortest {
+                bytes = Array(bytes[..<Int.random(in: shortest...bytes.count, using: &random)])
+            }
         }
         return bytes
     }
