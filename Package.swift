@@ -104,7 +104,7 @@ let package = Package(
         .testTarget(
             name: "ClusterTests",
             dependencies: [
-                "wgplane", "Lab", "Agent", "Flows", "DataplaneMaps", "Datastore", "Netlink", "WireGuard",
+                "wgplane", "Lab", "Agent", "Flows", "DataplaneMaps", "BPF", "Datastore", "Netlink", "WireGuard",
                 "SystemDescriptors", "Model", collections, log,
             ], swiftSettings: strict),
     ]

@@ -46,7 +46,7 @@ int from_uplink(struct __sk_buff *skb)
 	local = wgp_local(packet.family, &packet.destination);
 	if (!local)
 		return WGP_PASS;
-	if (packet.protocol == IPPROTO_UDP && local->kind == WGP_LOCAL_HOST &&
+	if (packet.protocol == IPPROTO_UDP && local->kind != WGP_LOCAL_POD &&
 	    packet.fragment != WGP_FRAGMENT_LATER &&
 	    packet.destination_port == bpf_htons(packet.family == 4 ? cfg->port4 : cfg->port6)) {
 		if (wgp_endpoint(packet.family, &packet.source))

@@ -45,13 +45,19 @@ extension NodeController {
     }
 
     func familyReport(_ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan) -> StatusReport.Family {
-        let peers = plan.peers.values.sorted { $0.node < $1.node }.map { peer in
-            let ready = state.peers.isReady(peer.node)
-            return StatusReport.Peer(
+        var peers = plan.peers.values.map { peer in
+            StatusReport.Peer(
                 node: peer.node, publicKey: peer.publicKey, endpoint: peer.endpoint.description,
                 state: state.peers.readiness(peer.node, planned: peer.publicKey).rawValue,
-                action: ready && state.drainingUntil == nil ? "tunnel" : "clear")
+                action: state.action(for: peer.node).name)
         }
+        for (key, retiring) in state.peers.retiring {
+            peers.append(
+                StatusReport.Peer(
+                    node: retiring.node, publicKey: key, endpoint: retiring.endpoint?.description ?? "",
+                    state: PeerTable.Readiness.retiring.rawValue, action: DestinationAction.draining.name))
+        }
+        peers.sort { ($0.node, $0.publicKey) < ($1.node, $1.publicKey) }
         return StatusReport.Family(
             phase: state.drainingUntil == nil ? "on" : "draining", device: state.settings.interfaceName,
             interface: state.device?.interface ?? 0, publicKey: state.device?.publicKey, address: state.address,

@@ -58,8 +58,7 @@ extension NodeController {
                 publicKey: key, endpoint: retiring.endpoint, action: .draining, lanes: [device.interface])
         }
         for (name, peer) in plan.peers {
-            let action: DestinationAction =
-                state.drainingUntil != nil ? .draining : state.peers.isReady(name) ? .tunnel : .clear
+            let action = state.action(for: name)
             result.peers[PeerSlotKey(node: name, family: family)] = PeerSteering(
                 publicKey: state.peers.carrier(of: name) ?? peer.publicKey, endpoint: peer.endpoint, action: action,
                 lanes: [device.interface])

@@ -35,6 +35,8 @@ public actor NodeController {
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
     private var hasRemembered = false
+    /// Settings as they were when the programs and the backend were chosen.
+    private var chosenSettings: Settings?
 
     /// What this agent holds of one family.
     struct FamilyState {
@@ -46,6 +48,11 @@ public actor NodeController {
         var mtu: UInt32 = 0
         var peers = PeerTable()
         var hasAdopted = false
+
+        /// How packets to a peer's prefixes go.
+        func action(for node: String) -> DestinationAction {
+            drainingUntil != nil ? .draining : peers.isReady(node) ? .tunnel : .clear
+        }
     }
 
     static let drainTime = Duration.milliseconds(500)
@@ -136,6 +143,13 @@ public actor NodeController {
         }
     }
 
+    /// A setting that is read when WireGuard is switched on.
+    static func later(_ field: String, _ value: String, inForce: String) -> Problem {
+        Problem(
+            .warning, resource: "FelixConfiguration or DataplaneConfiguration", field: "spec.\(field)", value: value,
+            message: "is not in force yet, \(inForce) is", remedy: "switch WireGuard off and on again on this node")
+    }
+
     // MARK: One pass
 
     func session() throws -> RouteSession {
@@ -161,6 +175,15 @@ public actor NodeController {
             lastAudit = now
             try steering.resync()
         }
+        if let chosen = chosenSettings, chosen.attachment != plan.settings.attachment {
+            problems.append(
+                Self.later("bpfAttachType", plan.settings.attachment.rawValue, inForce: chosen.attachment.rawValue))
+        }
+        if let chosen = chosenSettings, chosen.backend != plan.settings.backend {
+            problems.append(
+                Self.later("wireguardBackend", plan.settings.backend.rawValue, inForce: chosen.backend.rawValue))
+        }
+        chosenSettings = chosenSettings ?? plan.settings
         let facts = try KernelFacts(route)
         let deviceNames = Set(families.values.map(\.settings.interfaceName))
         let uplinks = facts.uplinks(pattern: plan.settings.dataInterfacePattern, excluding: deviceNames)
@@ -221,8 +244,12 @@ public actor NodeController {
             }
             if wanted {
                 if families[family] == nil { families[family] = FamilyState(settings: plan.settings[family]) }
-                if families[family]?.settings.interfaceName == plan.settings[family].interfaceName {
-                    families[family]?.settings = plan.settings[family]
+                let name = families[family]?.settings.interfaceName ?? ""
+                families[family]?.settings = plan.settings[family]
+                if name != plan.settings[family].interfaceName {
+                    families[family]?.settings.interfaceName = name
+                    problems.append(
+                        Self.later("wireguardInterfaceName", plan.settings[family].interfaceName, inForce: name))
                 }
                 families[family]?.drainingUntil = nil
             } else if let state = families[family] {
@@ -257,6 +284,7 @@ public actor NodeController {
                 }
             }
             backend = nil
+            chosenSettings = nil
             hasCleaned = true
         }
         try await withdraw()

@@ -14,7 +14,7 @@ public struct StatusReport: Sendable, Codable, Equatable {
         public var endpoint: String
         /// `ready`, `handshaking`, `changingKey`, `retiring`.
         public var state: String
-        /// `tunnel`, `clear`.
+        /// `tunnel`, `clear`, `draining`.
         public var action: String
     }
 

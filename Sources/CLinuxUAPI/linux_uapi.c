@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "linux_uapi.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -17,11 +16,6 @@ const unsigned long wgp_ms_nodev = MS_NODEV;
 const unsigned long wgp_ms_noexec = MS_NOEXEC;
 const unsigned long wgp_mnt_detach = MNT_DETACH;
 const long wgp_bpf_fs_magic = 0xcafe4a11; /* BPF_FS_MAGIC, <linux/magic.h> */
-
-int wgp_errno(void)
-{
-	return errno;
-}
 
 void wgp_line_buffered_output(void)
 {

@@ -75,7 +75,6 @@ public enum LocalKind: UInt8, Sendable, Hashable, Codable {
 public enum PacketMark {
     public static let counted = UInt32(WGP_MARK_COUNTED)
     public static let host = UInt32(WGP_MARK_HOST)
-    public static let wireGuard = UInt32(WGP_MARK_WIREGUARD)
 }
 
 /// Fixed destination slots (`enum wgp_slot`).

@@ -45,6 +45,13 @@ public struct PinLayout: Sendable, Hashable {
         }
     }
 
+    /// Removes what other versions have pinned, once this one's programs are in place.
+    public func removeOtherVersions() throws {
+        for entry in (try? listFolder(root)) ?? [] where entry.isFolder && "\(root)/\(entry.name)" != folder {
+            try Self.removeTree("\(root)/\(entry.name)")
+        }
+    }
+
     /// Removes every pin and folder of ours, which frees what nothing else uses.
     public func remove() throws {
         try Self.removeTree(root)

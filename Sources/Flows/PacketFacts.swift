@@ -87,7 +87,7 @@ public enum ParsedPacket: Sendable, Hashable {
         let extensions: Set<UInt8> = [0, 43, 44, 60]
         var walked = 0
         while extensions.contains(facts.transport), facts.fragment != .later {
-            if walked == maximumExtensionHeaders { return facts.transport == 60 ? transport(facts, rest) : .malformed }
+            if walked == maximumExtensionHeaders { return .malformed }
             walked += 1
             let extensionHeader = Array(rest.prefix(8))
             guard extensionHeader.count == 8 else { return .malformed }

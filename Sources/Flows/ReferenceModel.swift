@@ -112,7 +112,7 @@ public struct ReferenceModel: Sendable {
         guard case .facts(let facts) = packet, let device = config[facts.source.family],
             let local = locals[facts.destination]
         else { return pass }
-        if facts.transport == 17, local.kind == .host, facts.fragment != .later,
+        if facts.transport == 17, local.kind != .pod, facts.fragment != .later,
             facts.destinationPort == device.listeningPort
         {
             return endpoints.contains(facts.source) ? pass : Outcome(verdict: .drop, mark: mark)
@@ -141,6 +141,11 @@ public struct ReferenceModel: Sendable {
             return flow
         }
         (flow.isHost, flow.isPassed) = judgeSource(facts, interface: interface, reply: reply)
+        // What the host begins in clear stays so.
+        let action = actions[flow.slot] ?? .clear
+        if flow.isHost, flow.slot != DestinationSlot.outside, action == .clear || action == .draining {
+            flow.isPassed = true
+        }
         flows[own] = flow
         return flow
     }

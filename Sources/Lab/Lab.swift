@@ -231,7 +231,13 @@ public actor Lab {
     ) async throws {
         let deadline = ContinuousClock.now + limit
         while true {
-            if (try? await condition()) == true { return }
+            do {
+                if try await condition() { return }
+            } catch let error as Hopeless {
+                throw ProblemsError(error.problems)
+            } catch {
+                // Not yet: a file that is not there, a map that is being made.
+            }
             guard ContinuousClock.now < deadline else {
                 throw ProblemsError(
                     Problem(
@@ -244,9 +250,13 @@ public actor Lab {
 
     /// Waits until every agent has every other node's peer in the tunnel (or, disabled, none).
     public nonisolated func waitUntilSettled(enabled: Bool, within limit: Duration = .seconds(20)) async throws {
+        let patience = ContinuousClock.now + .seconds(3)
         try await wait(enabled ? "all peers are ready" : "all nodes are in clear", within: limit) {
             for node in nodeNames() {
                 guard let status = status(node), status.datastoreState == "ready" else { return false }
+                // What a node cannot do at all does not get better by waiting.
+                let hopeless = status.problems.filter { ["WireGuard", "Kernel"].contains($0.resource) }
+                if !hopeless.isEmpty, ContinuousClock.now > patience { throw Hopeless(problems: hopeless) }
                 if !enabled {
                     if status.mode != "disabled" { return false }
                     continue
@@ -261,6 +271,9 @@ public actor Lab {
             return true
         }
     }
+
+    /// Ends a wait at once.
+    private struct Hopeless: Error { var problems: [Problem] }
 
     // MARK: Places
 

@@ -24,8 +24,6 @@ public struct NodeResource: Sendable, Hashable {
     /// Addresses of the WireGuard devices.
     public var interfaceAddresses: [AddressFamily: IPAddress] = [:]
     public var podCIDRs: [CIDR] = []
-    /// `aws:///…`, `azure:///…`.
-    public var providerID: String?
 }
 
 extension NodeResource {
@@ -35,7 +33,6 @@ extension NodeResource {
         var result = NodeResource(name: manifest.key.name)
         let annotations = manifest.annotations
         reader.object("spec") { spec in
-            result.providerID = spec.string("providerID")
             var texts = spec.strings("podCIDRs")
             if texts.isEmpty, let single = spec.string("podCIDR") { texts = [single] }
             for text in texts where !text.isEmpty {

@@ -97,6 +97,27 @@ extension RouteSession {
 
     // MARK: Neighbours
 
+    /// Neighbours of a family: address, device, hardware address (empty when it is not known).
+    public func neighbours(
+        _ family: AddressFamily
+    ) throws(NetlinkError) -> [(address: IPAddress, index: UInt32, hardwareAddress: [UInt8])] {
+        var header = ndmsg()
+        header.ndm_family = family.socketFamily
+        return try session.request("list \(family) neighbours", type: RTM_GETNEIGH, dump: true, NetlinkPayload(header))
+            .compactMap { message -> (address: IPAddress, index: UInt32, hardwareAddress: [UInt8])? in
+                guard Int(message.type) == RTM_NEWNEIGH, let (header, attributes) = message.parse(ndmsg.self) else {
+                    return nil
+                }
+                var address: IPAddress?
+                var hardware: [UInt8] = []
+                for attribute in attributes {
+                    if attribute.type == Int(NDA_DST) { address = IPAddress(bytes: attribute.payload) }
+                    if attribute.type == Int(NDA_LLADDR) { hardware = Array(attribute.payload) }
+                }
+                return address.map { ($0, UInt32(header.ndm_ifindex), hardware) }
+            }
+    }
+
     /// Enters a permanent neighbour, or a proxy entry for an address that this node answers for.
     public func replaceNeighbour(
         _ address: IPAddress, index: UInt32, hardwareAddress: [UInt8]? = nil, isProxy: Bool = false

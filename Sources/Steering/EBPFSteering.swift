@@ -60,15 +60,6 @@ public struct EBPFSteering: SteeringBackend {
         config = generation == 0 ? nil : found
     }
 
-    /// Where a peer's flows are, if it has a slot.
-    public func slot(of key: PeerSlotKey) -> Int? { slots[key] }
-
-    /// Whether an earlier agent had this key's peer in the tunnel.
-    public func wasTunnelled(_ key: PeerSlotKey, publicKey: PublicKey) -> Bool {
-        guard let slot = slots[key], slots.owner(slot)?.publicKey == publicKey else { return false }
-        return maps.destinations[slot].action == .tunnel
-    }
-
     /// Forgets what it believes of the maps and devices, so that the next `apply` mends drift.
     public mutating func resync() throws {
         try adopt()
@@ -97,6 +88,7 @@ public struct EBPFSteering: SteeringBackend {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
         applyHooks(plan)
+        if hooks.errors.isEmpty { try layout.removeOtherVersions() }
         try releaseSlots(plan)
         problems += report()
         return problems

@@ -110,9 +110,6 @@ public struct InternetSocket: Sendable {
         }
     }
 
-    /// `SO_MARK`.
-    public func setMark(_ mark: UInt32) throws(Errno) { try setOption(SOL_SOCKET, SO_MARK, Int32(bitPattern: mark)) }
-
     /// `SO_RCVBUF`, in bytes.
     public func setReceiveBuffer(_ bytes: Int) throws(Errno) { try setOption(SOL_SOCKET, SO_RCVBUF, Int32(bytes)) }
 
@@ -132,20 +129,6 @@ public struct InternetSocket: Sendable {
         let socket = InternetSocket(SharedDescriptor(OwnedDescriptor(owning: number)), isIPv6: isIPv6)
         try socket.setTimeout(milliseconds: 1000)
         return socket
-    }
-
-    public func localAddress() throws(Errno) -> SocketAddress {
-        var storage = sockaddr_storage()
-        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        try retryingInterrupts {
-            unsafe withUnsafeMutablePointer(to: &storage) { pointer in
-                unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    unsafe getsockname(descriptor.rawValue, $0, &length)
-                }
-            }
-        }
-        guard let address = SocketAddress(storage) else { throw .addressFamilyNotSupported }
-        return address
     }
 
     @discardableResult

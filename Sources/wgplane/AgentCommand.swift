@@ -45,7 +45,11 @@ struct CleanupCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "cleanup", abstract: "Takes away all that agents have left on this node.",
         usage: "wgplane cleanup [options]",
-        discussion: "Programs, maps, WireGuard devices and the agent's files. Packets go in clear afterwards.")
+        discussion: """
+            Programs, maps, WireGuard devices and the agent's files. Packets go in clear afterwards. The
+            Node's annotations and the device's address stay in the datastore: switch WireGuard off, with
+            an agent running, to have them withdrawn too.
+            """)
 
     @OptionGroup var node: NodeOptions
     @Option(help: "WireGuard devices to delete.") var device = ["wireguard.cali", "wg-v6.cali"]

@@ -109,13 +109,19 @@ func refuseProblems(_ manifests: [Manifest]) throws {
         case .ipamBlock: _ = IPAMBlockResource(manifest, problems: &problems)
         case .blockAffinity: _ = BlockAffinityResource(manifest, problems: &problems)
         }
+        // Settings were read under the name `default`.
+        problems = problems.map { problem in
+            var problem = problem
+            problem.resource = manifest.key.description
+            return problem
+        }
         let errors = problems.filter { $0.severity == .error }
         if !errors.isEmpty { throw ProblemsError(errors) }
         for warning in problems { FileHandle.standardError.write(Data("wgplane: warning: \(warning)\n".utf8)) }
     }
 }
 
-/// Settings are read under the name `default`; problems then name the real one.
+/// Settings are read only under the names `default` and `node.<name>`.
 private func renamed(_ manifest: Manifest) -> Manifest {
     var result = manifest
     result.key.name = "default"

@@ -45,6 +45,22 @@ struct MasqueradeProgramTests {
             try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).tcp(80, 40001)).verdict == Harness.tunnelled)
     }
 
+    @Test("a connection begun while the peer was not ready stays in clear when it is", arguments: Addresses.both)
+    func begunInClear(_ a: Addresses) throws {
+        let harness = try Harness()
+        harness.maps.destinations.setAction(a.slot, .clear)
+        func verdict(_ flags: UInt8) throws -> Int32 {
+            try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).tcp(40000, 80, flags: flags)).verdict
+        }
+        #expect(try verdict(2) == Harness.passed)
+        harness.maps.destinations.setAction(a.slot, .tunnel)
+        #expect(try verdict(16) == Harness.passed)
+        harness.maps.destinations.raiseGeneration(a.slot)
+        #expect(try verdict(16) == Harness.passed)
+        #expect(try verdict(2) == Harness.tunnelled, "a new connection on the tuple")
+        #expect(try verdict(16) == Harness.tunnelled, "and goes on there")
+    }
+
     @Test("the source becomes the device's, and the answer finds back", arguments: Addresses.both)
     func thereAndBack(_ a: Addresses) throws {
         let harness = try Harness()

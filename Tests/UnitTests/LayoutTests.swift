@@ -27,6 +27,25 @@ struct LayoutTests {
         #expect(MemoryLayout<wgp_masquerade>.size == 32)
     }
 
+    @Test("Swift's enumerations have the header's values")
+    func values() {
+        let actions: [(DestinationAction, wgp_action)] = [
+            (.clear, WGP_ACTION_CLEAR), (.tunnel, WGP_ACTION_TUNNEL), (.drop, WGP_ACTION_DROP),
+            (.stack, WGP_ACTION_STACK),
+            (.draining, WGP_ACTION_DRAINING),
+        ]
+        for (ours, theirs) in actions { #expect(UInt32(ours.rawValue) == theirs.rawValue) }
+        let kinds: [(LocalKind, wgp_local_kind)] = [
+            (.pod, WGP_LOCAL_POD), (.host, WGP_LOCAL_HOST), (.tunnel, WGP_LOCAL_TUNNEL),
+        ]
+        for (ours, theirs) in kinds { #expect(UInt32(ours.rawValue) == theirs.rawValue) }
+        let slots: [(Int, wgp_slot)] = [
+            (DestinationSlot.outside, WGP_SLOT_OUTSIDE), (DestinationSlot.pool, WGP_SLOT_POOL),
+            (DestinationSlot.local, WGP_SLOT_LOCAL), (DestinationSlot.firstPeer, WGP_SLOT_FIRST_PEER),
+        ]
+        for (ours, theirs) in slots { #expect(ours == Int(theirs.rawValue)) }
+    }
+
     @Test("marks are disjoint")
     func marks() {
         #expect(PacketMark.counted & PacketMark.host == 0)

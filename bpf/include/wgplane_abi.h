@@ -25,12 +25,13 @@
 /*
  * Chosen disjoint from kube-proxy (0x4000, 0x8000), Calico (0xffff0000 but for
  * the WireGuard bit, which is the seed's), Cilium (0x0f00) and the AWS CNI (0x80).
- * A mark proves nothing: pods can set them. They only save work.
+ * A mark proves nothing to others, and pods can set them: from_pod, a pod's first
+ * hook, overwrites ours before a packet goes on.
  */
 
 /* WireGuard's own firewall mark on outer packets (the default; see config). */
 #define WGP_MARK_WIREGUARD 0x20000000
-/* A hook of this node has counted the packet in a flow; cleared on its way out. */
+/* A hook of this node has counted the packet in a flow; cleared when it leaves the node. */
 #define WGP_MARK_COUNTED 0x00002000
 /* Beside it: the source is the node itself, to_wireguard masquerades it. */
 #define WGP_MARK_HOST 0x00001000
@@ -232,8 +233,8 @@ struct wgp_flow {
 	__u8 hook; /* enum wgp_hook: where it was counted first */
 	__u8 tcp_flags; /* all TCP flags seen, or'ed */
 	__u8 lane;
-	__u64 nat; /* reserved for the masquerade of this flow */
-	__u32 reason; /* enum wgp_reason of its last drop, 0 none */
+	__u64 nat; /* reserved: the masquerade of this flow */
+	__u32 reason; /* reserved: enum wgp_reason of its last drop */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct wgp_flow) == 64, "flow");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The flow table: one entry a direction, with its counters and its verdict.
+ * The flow table: one entry a direction, with its counters, its destination's slot
+ * and what is known of its source.
  *
  * An entry is current while neither its slot's generation nor the
  * configuration's has moved on. What the slot's action says holds at once for
@@ -19,6 +20,21 @@ struct wgp_verdict {
 	__u32 ifindex; /* lane's device when the action is tunnel */
 };
 
+/* Ports of a key; none for fragments, which must all find one entry. */
+static __always_inline void wgp_flow_ports(const struct wgp_packet *p, int reverse, __be16 *source,
+					   __be16 *destination)
+{
+	if (p->fragment)
+		return;
+	if (wgp_is_icmp(p)) {
+		*source = p->source_port;
+		*destination = bpf_htons(p->icmp_type << 8 | p->icmp_code);
+	} else {
+		*source = reverse ? p->destination_port : p->source_port;
+		*destination = reverse ? p->source_port : p->destination_port;
+	}
+}
+
 static __always_inline void wgp_flow_key4(struct wgp_flow_key4 *key, const struct wgp_packet *p,
 					  __u32 ifindex, int reverse)
 {
@@ -27,18 +43,7 @@ static __always_inline void wgp_flow_key4(struct wgp_flow_key4 *key, const struc
 	key->destination = reverse ? p->source.v4 : p->destination.v4;
 	key->ifindex = ifindex;
 	key->protocol = p->protocol;
-	if (p->fragment)
-		return;
-	if (p->protocol == IPPROTO_ICMP) {
-		key->source_port = p->source_port;
-		key->destination_port = bpf_htons(p->icmp_type << 8 | p->icmp_code);
-	} else if (!reverse) {
-		key->source_port = p->source_port;
-		key->destination_port = p->destination_port;
-	} else {
-		key->source_port = p->destination_port;
-		key->destination_port = p->source_port;
-	}
+	wgp_flow_ports(p, reverse, &key->source_port, &key->destination_port);
 }
 
 static __always_inline void wgp_flow_key6(struct wgp_flow_key6 *key, const struct wgp_packet *p,
@@ -49,18 +54,7 @@ static __always_inline void wgp_flow_key6(struct wgp_flow_key6 *key, const struc
 	__builtin_memcpy(key->destination, reverse ? &p->source : &p->destination, 16);
 	key->ifindex = ifindex;
 	key->protocol = p->protocol;
-	if (p->fragment)
-		return;
-	if (p->protocol == IPPROTO_ICMPV6) {
-		key->source_port = p->source_port;
-		key->destination_port = bpf_htons(p->icmp_type << 8 | p->icmp_code);
-	} else if (!reverse) {
-		key->source_port = p->source_port;
-		key->destination_port = p->destination_port;
-	} else {
-		key->source_port = p->destination_port;
-		key->destination_port = p->source_port;
-	}
+	wgp_flow_ports(p, reverse, &key->source_port, &key->destination_port);
 }
 
 /*

@@ -47,7 +47,7 @@ static __always_inline int wgp_drop(const struct wgp_packet *packet, __u32 hook,
 	return WGP_SHOT;
 }
 
-/* An address that is not IP passes; one that cannot be parsed is counted and passes. */
+/* A packet that is not IP passes; one that cannot be parsed is counted and passes. */
 static __always_inline int wgp_pass_unparsed(struct __sk_buff *skb, struct wgp_packet *packet,
 					     __u32 hook, int parsed)
 {

@@ -13,20 +13,10 @@
 
 #define WGP_EEXIST 17
 
-static __always_inline int wgp_is_icmp(const struct wgp_packet *p)
-{
-	return p->protocol == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
-}
-
 static __always_inline int wgp_is_echo_request(const struct wgp_packet *p)
 {
 	return wgp_is_icmp(p) && p->has_port &&
 	       p->icmp_type == (p->family == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST);
-}
-
-static __always_inline int wgp_is_icmp_error(const struct wgp_packet *p)
-{
-	return wgp_is_icmp(p) && !p->has_port;
 }
 
 static __always_inline int wgp_same_address(const union wgp_address *a, const union wgp_address *b)

@@ -64,6 +64,11 @@ struct wgp_packet {
 	__u8 has_port; /* TCP, UDP or an echo message with its header here */
 };
 
+static __always_inline int wgp_is_icmp(const struct wgp_packet *p)
+{
+	return p->protocol == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
 enum wgp_parsed {
 	WGP_PARSED = 0,
 	WGP_NOT_IP = 1,
@@ -151,6 +156,12 @@ struct wgp_extension {
 	__be32 identification;
 };
 
+static __always_inline int wgp_is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_FRAGMENT;
+}
+
 static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_packet *packet)
 {
 	struct ipv6hdr ip;
@@ -167,8 +178,7 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 	for (int i = 0; i < WGP_MAX_EXTENSION_HEADERS; i++) {
 		struct wgp_extension extension;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
+		if (!wgp_is_extension(next))
 			break;
 		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 			return WGP_MALFORMED;
@@ -187,10 +197,9 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 		if (packet->fragment == WGP_FRAGMENT_LATER)
 			break;
 	}
-	if (next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT) {
-		if (packet->fragment != WGP_FRAGMENT_LATER)
-			return WGP_MALFORMED;
-	}
+	/* More of them than we walk. */
+	if (wgp_is_extension(next) && packet->fragment != WGP_FRAGMENT_LATER)
+		return WGP_MALFORMED;
 	packet->protocol = next;
 	packet->transport_offset = offset;
 	return wgp_parse_transport(skb, packet);

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The decision that from_pod and to_uplink share: tunnel, clear, or drop. */
+/*
+ * The decision that all hooks share: a flow's entry, found or made, and what its
+ * destination wants now. from_pod and to_uplink act on it; the WireGuard device's
+ * hooks only count by it.
+ */
 #ifndef WGPLANE_LIB_STEER_H
 #define WGPLANE_LIB_STEER_H
 
@@ -57,6 +61,19 @@ static __always_inline __u32 wgp_source_flags(const struct wgp_packet *p,
 	return WGP_FLOW_HOST | (wgp_host_continues(p, context) ? WGP_FLOW_PASS : 0);
 }
 
+/*
+ * A connection that the host begins while its peer is not ready goes in clear and
+ * cannot change to the tunnel: there it would have another source address.
+ */
+static __always_inline __u32 wgp_stays_clear(__u32 flags, __u32 slot, __u64 word)
+{
+	__u32 action = word & WGP_WORD_ACTION_MASK;
+
+	if (!(flags & WGP_FLOW_HOST) || slot == WGP_SLOT_OUTSIDE)
+		return 0;
+	return action == WGP_ACTION_CLEAR || action == WGP_ACTION_DRAINING ? WGP_FLOW_PASS : 0;
+}
+
 static __always_inline int wgp_is_steered(const struct wgp_verdict *verdict)
 {
 	return verdict->action == WGP_ACTION_TUNNEL && !(verdict->flags & WGP_FLOW_PASS);
@@ -76,6 +93,8 @@ static __always_inline void wgp_decide(const struct wgp_packet *p, const struct 
 	__u64 word = 0;
 
 	if (flow) {
+		__u8 seen = flow->flags & (WGP_FLOW_TUNNELLED | WGP_FLOW_CLEAR);
+
 		destination = wgp_destination(flow->slot);
 		if (destination)
 			word = wgp_word(destination);
@@ -85,16 +104,16 @@ static __always_inline void wgp_decide(const struct wgp_packet *p, const struct 
 		fresh.config_generation = cfg->generation;
 		wgp_flow_resolve(&fresh, p);
 		fresh.flags = wgp_source_flags(p, context);
-		if (!wgp_starts_connection(p))
-			fresh.flags |= flow->flags & WGP_FLOW_HOST & fresh.flags
-					       ? flow->flags & WGP_FLOW_PASS
-					       : 0;
-		flow->flags = (flow->flags & (WGP_FLOW_TUNNELLED | WGP_FLOW_CLEAR)) | fresh.flags;
+		/* What the host has begun in clear goes on so until it begins anew. */
+		if ((fresh.flags & WGP_FLOW_HOST) && !wgp_starts_connection(p))
+			fresh.flags |= flow->flags & WGP_FLOW_PASS;
+		destination = wgp_destination(fresh.slot);
+		word = destination ? wgp_word(destination) : 0;
+		fresh.flags |= wgp_stays_clear(fresh.flags, fresh.slot, word);
+		flow->flags = seen | fresh.flags;
 		flow->slot = fresh.slot;
 		flow->generation = fresh.generation;
 		flow->config_generation = fresh.config_generation;
-		destination = wgp_destination(flow->slot);
-		word = destination ? wgp_word(destination) : 0;
 	known:
 		wgp_verdict_fill(verdict, flow->slot, flow->flags, destination, word);
 		if (!context->counted)
@@ -113,6 +132,7 @@ static __always_inline void wgp_decide(const struct wgp_packet *p, const struct 
 		return;
 	}
 	fresh.flags = wgp_source_flags(p, context);
+	fresh.flags |= wgp_stays_clear(fresh.flags, fresh.slot, word);
 	wgp_verdict_fill(verdict, fresh.slot, fresh.flags, destination, word);
 	if (wgp_is_steered(verdict))
 		fresh.flags |= WGP_FLOW_TUNNELLED;

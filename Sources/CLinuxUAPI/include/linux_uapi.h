@@ -38,17 +38,14 @@
 
 #pragma clang assume_nonnull begin
 
-/* IFF_ flags, which <net/if.h> and <linux/if.h> both claim. */
-enum { WGP_IFF_UP = 1 << 0, WGP_IFF_LOOPBACK = 1 << 3, WGP_IFF_RUNNING = 1 << 6 };
+/* The IFF_ flag, which <net/if.h> and <linux/if.h> both claim. */
+enum { WGP_IFF_UP = 1 << 0 };
 
 /* Constants that are casts or shifts in C and so do not import. */
 extern const unsigned wgp_clone_newnet, wgp_clone_newns, wgp_clone_fs;
 extern const unsigned long wgp_ms_bind, wgp_ms_private, wgp_ms_rec, wgp_ms_nosuid, wgp_ms_nodev,
 	wgp_ms_noexec, wgp_mnt_detach;
 extern const long wgp_bpf_fs_magic;
-
-/* errno of the calling thread, which is a macro. */
-int wgp_errno(void);
 
 /* Standard output line by line; the stream itself is a global that Swift 6 refuses. */
 void wgp_line_buffered_output(void);
