@@ -57,9 +57,9 @@ struct DeviceManager {
     }
 
     /// Gives the device this address alone.
-    func setAddress(_ address: IPAddress?, interface: UInt32, present: [LinkAddress]) throws {
+    func setAddress(_ address: IPAddress, interface: UInt32, present: [LinkAddress]) throws {
         let own = present.filter { $0.index == interface && !$0.address.isLinkLocal }
-        if let address, !own.contains(where: { $0.address == address }) {
+        if !own.contains(where: { $0.address == address }) {
             try route.addAddress(address, prefixLength: family.bitWidth, index: interface)
         }
         for other in own where other.address != address {

@@ -38,7 +38,7 @@ extension NodeController {
             state.hasAdopted = true
         }
         state.address = state.address ?? publishedAddress(family)
-        try manager.setAddress(state.address, interface: device.interface, present: facts.addresses)
+        if let address = state.address { try manager.setAddress(address, interface: device.interface, present: facts.addresses) }
         state.device = device
     }
 

@@ -11,7 +11,7 @@ extension NodeController {
     /// The annotations as they should be; nil removes one.
     private func wantedAnnotations() -> [String: String?] {
         var result: [String: String?] = [:]
-        for family in AddressFamily.allCases {
+        for family in AddressFamily.allCases where !unsettled.contains(family) {
             let state = families[family].flatMap { $0.drainingUntil == nil ? $0 : nil }
             result.updateValue(state?.device?.publicKey?.description, forKey: NodeAnnotation.publicKey(family))
             result.updateValue(
@@ -23,7 +23,7 @@ extension NodeController {
 
     /// Takes an address for each device, and writes the annotations where they differ.
     func publish(_ plan: NodePlan, _ problems: inout [Problem]) async {
-        for family in families.keys.sorted() where families[family]?.drainingUntil == nil {
+        for family in families.keys.sorted() where families[family]?.drainingUntil == nil && !unsettled.contains(family) {
             guard families[family]?.address == nil else { continue }
             do {
                 if let address = try await allocateAddress(family, plan) { families[family]?.address = address }

@@ -22,7 +22,8 @@ extension NodeController {
             config: DataplaneConfig(
                 ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
                 isDirect: steeringPath(plan.settings.steeringPath).path == .direct))
-        for (family, state) in families {
+        result.preserved = unsettled
+        for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
             addPeers(family, state, plan[family], device, to: &result)
             for (cidr, target) in plan[family].routes {

@@ -34,6 +34,9 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    /// Families whose device could not be looked at or changed in this pass: what is in
+    /// place for them stays, in the data plane and in the datastore.
+    var unsettled: Set<AddressFamily> = []
     private var hasRemembered = false
     /// Settings as they were when the programs and the backend were chosen.
     private var chosenSettings: Settings?
@@ -120,6 +123,7 @@ public actor NodeController {
             if state.peers.isWaiting(plan[family].peers) { next = min(next, .milliseconds(50)) }
             if let until = state.drainingUntil { next = min(next, max(.milliseconds(1), until - .now)) }
         }
+        if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
         if let retry = steering?.nextRetry { next = min(next, max(.milliseconds(10), retry - .now)) }
         return next
     }
@@ -194,25 +198,30 @@ public actor NodeController {
                     value: plan.settings.dataInterfacePattern, message: "matches no device that is up",
                     remedy: "set it to a regular expression that matches the node's uplinks"))
         }
+        unsettled = []
         for family in families.keys.sorted() {
             do {
                 try ensureDevice(family, plan, backend, route, uplinks, facts, steering)
                 observePeers(family, plan, now)
             } catch {
+                unsettled.insert(family)
                 problems.append(Self.deviceProblem(error, families[family]?.settings.interfaceName ?? ""))
             }
         }
         try steering.admit(try steeringPlan(plan, facts, uplinks))
-        for family in families.keys.sorted() {
+        for family in families.keys.sorted() where !unsettled.contains(family) {
             do {
                 try changePeers(family, plan, backend)
                 observePeers(family, plan, now)
             } catch {
+                unsettled.insert(family)
                 problems.append(Self.deviceProblem(error, families[family]?.settings.interfaceName ?? ""))
             }
         }
         problems += try steering.apply(try steeringPlan(plan, try KernelFacts(route), uplinks))
-        for family in families.keys.sorted() { try retirePeers(family, backend, now) }
+        for family in families.keys.sorted() where !unsettled.contains(family) {
+            try retirePeers(family, backend, now)
+        }
         await publish(plan, &problems)
     }
 

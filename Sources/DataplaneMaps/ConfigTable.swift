@@ -36,6 +36,14 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
     }
 
     public subscript(family: AddressFamily) -> Device? { family == .ipv4 ? ipv4 : ipv6 }
+
+    /// This, with some families' devices as another has them.
+    public func keeping(_ families: Set<AddressFamily>, of other: DataplaneConfig?) -> DataplaneConfig {
+        var result = self
+        if families.contains(.ipv4) { result.ipv4 = other?.ipv4 }
+        if families.contains(.ipv6) { result.ipv6 = other?.ipv6 }
+        return result
+    }
 }
 
 /// The map of the one configuration entry.

@@ -263,8 +263,10 @@ public actor Lab {
                 }
                 for family in spec.families {
                     guard let report = status[family], report.phase == "on", report.address != nil,
-                        report.peers.count == spec.nodes - 1,
-                        report.peers.allSatisfy({ $0.action == "tunnel" && $0.state == "ready" })
+                        report.peers.filter({ $0.state != "retiring" }).count == spec.nodes - 1,
+                        report.peers.allSatisfy({
+                            $0.state == "retiring" || $0.action == "tunnel" && $0.state == "ready"
+                        })
                     else { return false }
                 }
             }

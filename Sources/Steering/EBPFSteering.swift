@@ -77,9 +77,10 @@ public struct EBPFSteering: SteeringBackend {
 
     public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
         var problems: [Problem] = []
-        if config != plan.config {
-            try maps.config.write(plan.config)
-            config = plan.config
+        let wantedConfig = plan.config.keeping(plan.preserved, of: config)
+        if config != wantedConfig {
+            try maps.config.write(wantedConfig)
+            config = wantedConfig
         }
         try prepareSlots(plan, &problems)
         applyAddresses(plan)
@@ -116,7 +117,7 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     private mutating func releaseSlots(_ plan: SteeringPlan) throws {
-        for (key, slot) in slots.assigned where plan.peers[key] == nil {
+        for (key, slot) in slots.assigned where plan.peers[key] == nil && !plan.preserved.contains(key.family) {
             // Not while a route or an endpoint still leads there.
             if routes.applied.values.contains(slot) || endpoints.applied.values.contains(where: { $0.slot == slot }) {
                 continue
@@ -137,7 +138,7 @@ public struct EBPFSteering: SteeringBackend {
             guard let endpoint = peer.endpoint, let slot = slots[key] else { continue }
             wanted[endpoint.address] = EndpointValue(endpoint: endpoint, slot: slot)
         }
-        return wanted
+        return wanted.merging(endpoints.applied.filter { plan.preserved.contains($0.key.family) }) { own, _ in own }
     }
 
     private mutating func applyAddresses(_ plan: SteeringPlan) {
@@ -145,8 +146,11 @@ public struct EBPFSteering: SteeringBackend {
         let table = maps
         endpoints.update(to: wanted) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
         endpoints.prune(to: wanted) { try table.endpoints.delete($0) }
-        let changed = locals.update(to: plan.locals) { try table.locals.update($0, $1) }
-        let gone = locals.prune(to: plan.locals) { try table.locals.delete($0) }
+        let wantedLocals = plan.locals.merging(
+            locals.applied.filter { plan.preserved.contains($0.key.family) && $0.value.kind == .tunnel }
+        ) { _, kept in kept }
+        let changed = locals.update(to: wantedLocals) { try table.locals.update($0, $1) }
+        let gone = locals.prune(to: wantedLocals) { try table.locals.delete($0) }
         // Every flow asks again who its source is.
         if !changed.isEmpty || !gone.isEmpty { try? maps.config.raiseGeneration() }
     }
@@ -162,6 +166,7 @@ public struct EBPFSteering: SteeringBackend {
             case .peer(let key): wanted[cidr] = slots[key] ?? DestinationSlot.pool
             }
         }
+        for (cidr, slot) in routes.applied where plan.preserved.contains(cidr.family) { wanted[cidr] = slot }
         let table = maps
         // A change raises the generation of the slots that covered the prefix before
         // and after it: their flows look up once more, nobody else's.
@@ -193,12 +198,14 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     private mutating func applyHooks(_ plan: SteeringPlan) {
-        let wanted = Dictionary(uniqueKeysWithValues: plan.hooks.map { ($0, programIdentifier($0)) })
+        let wanted = Dictionary(plan.hooks.map { ($0, programIdentifier($0)) }) { first, _ in first }
         let view = self
         hooks.update(to: wanted) { point, _ in
             try view.attachment(point).attach(
                 view.programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
         }
+        // Which devices a preserved family has is not known.
+        guard plan.preserved.isEmpty else { return }
         hooks.prune(to: wanted) { point in
             try view.attachment(point).detach(pin: view.pin(point))
             if view.mechanism == .clsact { try Self.removeIdleQdisc(point.interface, RouteSession()) }

@@ -73,6 +73,9 @@ public struct SteeringPlan: Sendable {
     public var routes: [CIDR: SteeringTarget] = [:]
     public var locals: [IPAddress: LocalAddress] = [:]
     public var hooks: [HookPoint] = []
+    /// Families of which the plan knows too little now (their device cannot be looked at):
+    /// what is in place for them stays.
+    public var preserved: Set<AddressFamily> = []
 
     public init(config: DataplaneConfig) { self.config = config }
 }

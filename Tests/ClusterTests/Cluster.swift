@@ -39,16 +39,24 @@ enum Cluster {
             try await lab.waitUntilSettled(enabled: enabled)
             try await body(lab)
         } catch {
-            for node in lab.nodeNames() {
-                let log = (try? String(contentsOfFile: lab.paths.log(node), encoding: .utf8)) ?? ""
-                print("---- \(node): \(lab.status(node)?.problems.map(\.description) ?? [])")
-                print(log.split(separator: "\n").suffix(25).joined(separator: "\n"))
-            }
+            describe(lab)
             try? await lab.down()
             throw error
         }
         try await lab.down()
         #expect(!FileManager.default.fileExists(atPath: lab.paths.root))
+    }
+
+    /// Prints what the agents say and count, for a failure's reader.
+    static func describe(_ lab: Lab) {
+        for node in lab.nodeNames() {
+            let log = (try? String(contentsOfFile: lab.paths.log(node), encoding: .utf8)) ?? ""
+            print("---- \(node): \(lab.status(node)?.problems.map(\.description) ?? [])")
+            print(log.split(separator: "\n").suffix(25).joined(separator: "\n"))
+            for counter in (try? lab.maps(node).counters.readAll()) ?? [] {
+                print("     \(counter.hook.name) \(counter.reason.name): \(counter.value.packets)")
+            }
+        }
     }
 
     /// Runs a program on a node or pod; its standard output, and its exit status.

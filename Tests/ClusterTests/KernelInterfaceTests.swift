@@ -37,7 +37,8 @@ struct KernelInterfaceTests {
                 let gateway = try #require(IPAddress(next))
                 try session.addAddress(address, prefixLength: length, index: left.index)
                 try session.addAddress(address, prefixLength: length, index: left.index)
-                #expect(try session.addresses().filter { $0.address == address && $0.prefixLength == length }.count == 1)
+                #expect(
+                    try session.addresses().filter { $0.address == address && $0.prefixLength == length }.count == 1)
                 let prefix = try #require(CIDR(address.family == .ipv4 ? "10.77.0.0/16" : "fd77::/32"))
                 try session.replaceRoute(Route(prefix, index: left.index, gateway: gateway))
                 try session.replaceRoute(Route(prefix, table: 100, type: 9))
