@@ -8,10 +8,9 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct wgp_packe
 	__be16 protocol = bpf_htons(p->family == 4 ? ETH_P_IP : ETH_P_IPV6);
 	struct ethhdr header = {.h_proto = protocol};
 
-	if (bpf_skb_change_head(skb, sizeof(header), 0))
-		return WGP_SHOT;
-	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
-		return WGP_SHOT;
+	if (bpf_skb_change_head(skb, sizeof(header), 0) ||
+	    bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
+		return wgp_drop(p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DROP_REWRITE_FAILED);
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 

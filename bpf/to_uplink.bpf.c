@@ -34,6 +34,11 @@ int to_uplink(struct __sk_buff *skb)
 		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_TO_UPLINK, parsed);
 	if (!cfg || !wgp_enabled(cfg, &packet) || is_outer(skb, &packet, cfg))
 		return WGP_PASS;
+	/* What was decrypted here goes out again to nobody's pod. */
+	if (context.ifindex &&
+	    (context.ifindex == cfg->ifindex4 || context.ifindex == cfg->ifindex6) &&
+	    wgp_slot_of(packet.family, &packet.destination) != WGP_SLOT_OUTSIDE)
+		return wgp_drop(&packet, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NOT_HERE);
 	wgp_decide(&packet, cfg, &context, &verdict);
 	if (verdict.action == WGP_ACTION_DROP)
 		return wgp_drop(&packet, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NO_TUNNEL);

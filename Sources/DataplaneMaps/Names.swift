@@ -44,6 +44,7 @@ public struct Reason: Sendable, Hashable, CaseIterable {
     public static let dropUnknownEndpoint = Reason(rawValue: WGP_REASON_DROP_UNKNOWN_ENDPOINT.rawValue)
     public static let dropMasqueradeExhausted = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_EXHAUSTED.rawValue)
     public static let dropMasqueradeFragment = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_FRAGMENT.rawValue)
+    public static let dropNotHere = Reason(rawValue: WGP_REASON_DROP_NOT_HERE.rawValue)
     public static let dropMasqueradeNoAddress = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_NO_ADDRESS.rawValue)
 
     public static let allCases = (1..<WGP_REASON_COUNT.rawValue).map(Reason.init(rawValue:))

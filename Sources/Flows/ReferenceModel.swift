@@ -99,6 +99,11 @@ public struct ReferenceModel: Sendable {
             && (facts.fragment == .later || facts.sourcePort == device.listeningPort)
             && endpoints.contains(facts.destination)
         if isOuter { return Outcome(verdict: .pass, mark: cleared) }
+        if ingress != 0, [config.ipv4?.interface, config.ipv6?.interface].contains(ingress),
+            slot(of: facts.destination) != DestinationSlot.outside
+        {
+            return Outcome(verdict: .drop, mark: cleared)
+        }
         let flow = decide(facts, interface: ingress, reply: interface, outside: false)
         switch actions[flow.slot] ?? .clear {
         case .drop: return Outcome(verdict: .drop, mark: cleared)
@@ -153,16 +158,19 @@ public struct ReferenceModel: Sendable {
     private func judgeSource(
         _ facts: PacketFacts, interface: UInt32, reply: UInt32
     ) -> (isHost: Bool, isPassed: Bool) {
-        guard let local = locals[facts.source] else { return (false, true) }
+        guard let local = locals[facts.source] else {
+            return (false, interface == 0 || slot(of: facts.source) != DestinationSlot.local)
+        }
         if local.kind == .pod {
             return (false, local.interface != 0 && interface != 0 && local.interface != interface)
         }
         if interface != 0 { return (false, true) }
+        if local.kind == .tunnel { return (true, false) }
         let continues: Bool
         if facts.transport == 6 {
             continues = !facts.startsConnection && !masqueraded.contains(key(facts, interface: 0))
         } else if facts.isICMP {
-            continues = !facts.isEchoRequest
+            continues = facts.isEcho && !facts.isEchoRequest
         } else {
             continues = reply != 0 && flows[reversed(facts, interface: reply)] != nil
         }

@@ -11,6 +11,8 @@ import Testing
 /// Test runs see every device as the loopback device, index 1.
 final class Harness {
     static let interface: UInt32 = 1
+    /// Index of the WireGuard device of IPv4; IPv6's is the next. Not there, but only looked at.
+    static let wireGuard: UInt32 = 71
     static let tunnelled: Int32 = 7  // TC_ACT_REDIRECT
     static let passed: Int32 = -1  // TC_ACT_UNSPEC
     static let dropped: Int32 = 2  // TC_ACT_SHOT
@@ -27,9 +29,12 @@ final class Harness {
         maps = try PinnedMaps(layout)
         maps.destinations.setAction(DestinationSlot.local, .stack)
         try configure()
-        for (family, pool, block, remote, local, host, tunnel) in [
-            ("4", "10.48.0.0/16", "10.48.2.0/26", "10.0.0.2", "10.48.1.1", "10.0.0.1", "10.48.1.3"),
-            ("6", "fd48::/48", "fd48:0:0:2::/122", "fd00::2", "fd48:0:0:1::1", "fd00::1", "fd48:0:0:1::3"),
+        for (family, pool, block, own, remote, local, host, tunnel) in [
+            ("4", "10.48.0.0/16", "10.48.2.0/26", "10.48.1.0/26", "10.0.0.2", "10.48.1.1", "10.0.0.1", "10.48.1.3"),
+            (
+                "6", "fd48::/48", "fd48:0:0:2::/122", "fd48:0:0:1::/122", "fd00::2", "fd48:0:0:1::1", "fd00::1",
+                "fd48:0:0:1::3"
+            ),
         ] {
             let slot = Self.firstPeer + (family == "4" ? 0 : 1)
             let version: AddressFamily = family == "4" ? .ipv4 : .ipv6
@@ -38,6 +43,7 @@ final class Harness {
             maps.destinations.setAction(slot, .tunnel)
             try maps.routes.update(#require(CIDR(pool)), slot: DestinationSlot.pool)
             try maps.routes.update(#require(CIDR(block)), slot: slot)
+            try maps.routes.update(#require(CIDR(own)), slot: DestinationSlot.local)
             try maps.endpoints.update(
                 Endpoint(address: #require(IPAddress(remote)), port: version == .ipv4 ? 51820 : 51821), slot: slot)
             try maps.locals.update(#require(IPAddress(local)), LocalAddress(kind: .pod, interface: Self.interface))
@@ -49,9 +55,10 @@ final class Harness {
     func configure(direct: Bool = true, addresses: Bool = true, ports: ClosedRange<UInt16> = 32768...60999) throws {
         var config = DataplaneConfig(
             ipv4: .init(
-                interface: 1, listeningPort: 51820, address: addresses ? IPAddress("10.48.1.3") : nil),
+                interface: Self.wireGuard, listeningPort: 51820, address: addresses ? IPAddress("10.48.1.3") : nil),
             ipv6: .init(
-                interface: 1, listeningPort: 51821, address: addresses ? IPAddress("fd48:0:0:1::3") : nil),
+                interface: Self.wireGuard + 1, listeningPort: 51821,
+                address: addresses ? IPAddress("fd48:0:0:1::3") : nil),
             firewallMark: 0x2000_0000, isDirect: direct)
         config.masqueradePorts = ports
         try maps.config.write(config)

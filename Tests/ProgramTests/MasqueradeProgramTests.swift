@@ -40,6 +40,12 @@ struct MasqueradeProgramTests {
         _ = try harness.run(.fromUplink, PacketBuilder(a.remotePod, a.host).udp(7, 8))
         #expect(try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).udp(8, 7)).verdict == Harness.passed)
         #expect(try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).udp(8, 9)).verdict == Harness.tunnelled)
+        // What speaks from the tunnel's address was asked through the tunnel; errors quote such.
+        for packet in [
+            PacketBuilder(a.tunnel, a.remotePod).tcp(80, 40009, flags: 18),
+            PacketBuilder(a.tunnel, a.remotePod).echo(6, reply: true),
+            PacketBuilder(a.host, a.remotePod).icmp(type: a.family == .ipv4 ? 3 : 1, code: 3, payload: [1, 2, 3, 4]),
+        ] { #expect(try harness.run(.toUplink, packet).verdict == Harness.tunnelled) }
         // A new connection on a tuple that went in clear is a new flow.
         #expect(
             try harness.run(.toUplink, PacketBuilder(a.host, a.remotePod).tcp(80, 40001)).verdict == Harness.tunnelled)

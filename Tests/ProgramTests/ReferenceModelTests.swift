@@ -44,7 +44,7 @@ struct ReferenceModelTests {
             let bytes = Self.packet(&random, hasEthernet: hasEthernet)
             let parsed = ParsedPacket(bytes, hasEthernet: hasEthernet)
             let mark: UInt32 = [0, 0, 0x2000_0000, PacketMark.counted].randomElement(using: &random) ?? 0
-            let ingress: UInt32 = Bool.random(using: &random) ? 1 : 0
+            let ingress: UInt32 = [0, 0, 1, 1, Harness.wireGuard].randomElement(using: &random) ?? 0
             let hook: Hook
             let expected: ReferenceModel.Outcome
             switch Int.random(in: 0..<3, using: &random) {

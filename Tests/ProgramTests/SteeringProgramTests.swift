@@ -111,6 +111,29 @@ struct SteeringProgramTests {
         #expect(try harness.flows.first?.value.packets == 1, "counted once")
     }
 
+    @Test("a pod that nobody has told us of is steered too: its address is of our block", arguments: Addresses.both)
+    func unknownPod(_ a: Addresses) throws {
+        let harness = try Harness()
+        let unknown = a.family == .ipv4 ? "10.48.1.40" : "fd48:0:0:1::28"
+        let packet = PacketBuilder(unknown, a.remotePod).udp(1, 2)
+        #expect(try harness.run(.fromPod, packet).verdict == Harness.tunnelled)
+        #expect(try harness.run(.toUplink, packet, ingressInterface: 1).verdict == Harness.tunnelled)
+        #expect(try harness.run(.toUplink, packet).verdict == Harness.passed, "the host does not speak from it")
+    }
+
+    @Test("what came out of WireGuard does not leave again for a pod", arguments: Addresses.both)
+    func notHere(_ a: Addresses) throws {
+        let harness = try Harness()
+        let device = Harness.wireGuard + (a.family == .ipv4 ? 0 : 1)
+        for destination in [a.pod, a.remotePod] {
+            let packet = PacketBuilder(a.remotePod, destination).udp(1, 2)
+            #expect(try harness.run(.toUplink, packet, ingressInterface: device).verdict == Harness.dropped)
+        }
+        #expect(try harness.count(.toUplink, .dropNotHere) == 2)
+        let outside = PacketBuilder(a.remotePod, a.outside).udp(1, 2)
+        #expect(try harness.run(.toUplink, outside, ingressInterface: device).verdict == Harness.passed)
+    }
+
     @Test("to_uplink steers pods that from_pod has not seen", arguments: Addresses.both)
     func uplinkCatches(_ a: Addresses) throws {
         let harness = try Harness()

@@ -168,7 +168,7 @@ enum wgp_config_flag {
 	WGP_CONFIG_DIRECT = 1 << 2, /* from_pod redirects; else to_uplink steers */
 };
 
-/* Map "config": one entry. `generation` is raised last at every change. */
+/* Map "config": one entry, written whole; each change raises `generation`. */
 struct wgp_config {
 	__u32 generation;
 	__u32 flags;
@@ -313,8 +313,9 @@ enum wgp_hook {
 	X(DROP_MASQUERADE_EXHAUSTED, "drop_masquerade_exhausted", "no free source port")           \
 	X(DROP_MASQUERADE_FULL, "drop_masquerade_full", "masquerade table is full")                \
 	X(DROP_MASQUERADE_NO_ADDRESS, "drop_masquerade_no_address", "device has no address yet")   \
-	X(DROP_MASQUERADE_FRAGMENT, "drop_masquerade_fragment", "fragment without its first")      \
-	X(DROP_REWRITE_FAILED, "drop_rewrite_failed", "packet could not be rewritten")
+	X(DROP_MASQUERADE_FRAGMENT, "drop_masquerade_fragment", "later fragment of the host's")    \
+	X(DROP_REWRITE_FAILED, "drop_rewrite_failed", "packet could not be rewritten")             \
+	X(DROP_NOT_HERE, "drop_not_here", "came out of WireGuard for a pod that is not here")
 
 enum wgp_reason {
 #define X(upper, name, text) WGP_REASON_##upper,

@@ -99,7 +99,9 @@ static __always_inline void wgp_flow_account(struct wgp_flow *flow, const struct
 	__atomic_fetch_add(&flow->packets, p->packets, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&flow->bytes, p->bytes, __ATOMIC_RELAXED);
 	flow->last_ns = wgp_now();
-	if (p->tcp_flags & ~flow->tcp_flags)
+	if (wgp_starts_connection(p))
+		flow->tcp_flags = p->tcp_flags;
+	else if (p->tcp_flags & ~flow->tcp_flags)
 		flow->tcp_flags |= p->tcp_flags;
 }
 

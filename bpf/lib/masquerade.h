@@ -191,6 +191,33 @@ static __always_inline int wgp_rewrite(struct __sk_buff *skb, const struct wgp_p
 	return 0;
 }
 
+/* The half by which the answer to a mapping's packets comes. */
+static __always_inline void wgp_half_in(struct wgp_half *half, const struct wgp_packet *p,
+					const union wgp_address *tunnel, __be16 port)
+{
+	__builtin_memset(half, 0, sizeof(*half));
+	half->source = p->destination;
+	half->destination = *tunnel;
+	half->direction = WGP_MASQUERADE_IN;
+	if (wgp_is_icmp(p)) {
+		half->source_port = port;
+	} else {
+		half->source_port = p->destination_port;
+		half->destination_port = port;
+	}
+}
+
+/* A mapping is used: by a new connection on its tuple, from now on without a past. */
+static __always_inline void wgp_masquerade_use(struct wgp_masquerade *mapping,
+					       const struct wgp_packet *p)
+{
+	mapping->last_ns = wgp_now();
+	if (wgp_starts_connection(p))
+		mapping->tcp_flags = p->tcp_flags;
+	else
+		mapping->tcp_flags |= p->tcp_flags;
+}
+
 /* Makes both halves of a mapping. Returns 0 and the port to write, or a reason. */
 static __always_inline int wgp_masquerade_allocate(const struct wgp_packet *p,
 						   const struct wgp_config *cfg,
@@ -206,9 +233,6 @@ static __always_inline int wgp_masquerade_allocate(const struct wgp_packet *p,
 	__builtin_memcpy(in.address, p->source.bytes, 16);
 	__builtin_memcpy(out.address, tunnel->bytes, 16);
 	in.port = p->source_port;
-	half_in.source = p->destination;
-	half_in.destination = *tunnel;
-	half_in.direction = WGP_MASQUERADE_IN;
 	*port = p->source_port;
 	for (int i = 0; i < WGP_MASQUERADE_TRIES; i++) {
 		long error;
@@ -216,12 +240,7 @@ static __always_inline int wgp_masquerade_allocate(const struct wgp_packet *p,
 		if (i)
 			*port = bpf_htons(cfg->port_min +
 					  bpf_get_prandom_u32() % (span ? span : 1));
-		if (wgp_is_icmp(p)) {
-			half_in.source_port = *port;
-		} else {
-			half_in.source_port = p->destination_port;
-			half_in.destination_port = *port;
-		}
+		wgp_half_in(&half_in, p, tunnel, *port);
 		error = wgp_half_insert(p, &half_in, &in);
 		if (!error) {
 			claimed = 1;
@@ -268,10 +287,15 @@ static __always_inline int wgp_masquerade_out(struct __sk_buff *skb, const struc
 	wgp_half_out(&half, p);
 	mapping = wgp_half_find(p, &half);
 	if (mapping) {
-		mapping->last_ns = wgp_now();
-		mapping->tcp_flags |= p->tcp_flags;
+		wgp_masquerade_use(mapping, p);
 		port = mapping->port;
 		__builtin_memcpy(tunnel.bytes, mapping->address, 16);
+		if (wgp_starts_connection(p)) {
+			wgp_half_in(&half, p, &tunnel, port);
+			mapping = wgp_half_find(p, &half);
+			if (mapping)
+				mapping->tcp_flags = 0;
+		}
 	} else {
 		reason = wgp_masquerade_allocate(p, cfg, &tunnel, &port);
 		if (reason)
@@ -301,8 +325,7 @@ static __always_inline int wgp_masquerade_in(struct __sk_buff *skb, struct wgp_p
 	mapping = wgp_half_find(p, &half);
 	if (!mapping)
 		return 0;
-	mapping->last_ns = wgp_now();
-	mapping->tcp_flags |= p->tcp_flags;
+	wgp_masquerade_use(mapping, p);
 	__builtin_memcpy(address.bytes, mapping->address, 16);
 	port = mapping->port;
 	reason = wgp_rewrite(skb, p, 0, &address, port);

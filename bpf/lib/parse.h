@@ -34,6 +34,9 @@ struct wgp_icmp {
 #define WGP_IP_OFFSET_MASK 0x1fff
 #define WGP_IP_MORE_FRAGMENTS 0x2000
 
+#define WGP_TCP_SYN 0x02
+#define WGP_TCP_ACK 0x10
+
 enum wgp_fragment {
 	WGP_FRAGMENT_NONE = 0,
 	WGP_FRAGMENT_FIRST = 1, /* has the transport header */
@@ -74,6 +77,12 @@ enum wgp_parsed {
 	WGP_NOT_IP = 1,
 	WGP_MALFORMED = 2,
 };
+
+/* A TCP segment that opens a connection: SYN without ACK. */
+static __always_inline int wgp_starts_connection(const struct wgp_packet *p)
+{
+	return (p->tcp_flags & (WGP_TCP_SYN | WGP_TCP_ACK)) == WGP_TCP_SYN;
+}
 
 /* Expects transport_offset and protocol; fills ports, flags and counts. */
 static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp_packet *packet)

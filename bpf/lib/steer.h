@@ -10,9 +10,6 @@
 #include "flow.h"
 #include "masquerade.h"
 
-#define WGP_TCP_SYN 0x02
-#define WGP_TCP_ACK 0x10
-
 /* A hook's circumstances; see wgp_decide. */
 struct wgp_context {
 	__u32 hook; /* enum wgp_hook */
@@ -21,11 +18,6 @@ struct wgp_context {
 	__u32 counted; /* another hook has counted the packet */
 	__u32 outside; /* flows to outside every pool are recorded */
 };
-
-static __always_inline int wgp_starts_connection(const struct wgp_packet *p)
-{
-	return (p->tcp_flags & (WGP_TCP_SYN | WGP_TCP_ACK)) == WGP_TCP_SYN;
-}
 
 /*
  * Does the host answer, or go on with, something that began outside the
@@ -37,8 +29,9 @@ static __always_inline int wgp_host_continues(const struct wgp_packet *p,
 {
 	if (p->protocol == IPPROTO_TCP)
 		return !wgp_starts_connection(p) && !wgp_is_masqueraded(p);
+	/* Errors quote what came through the tunnel: they may go nowhere else. */
 	if (wgp_is_icmp(p))
-		return !wgp_is_echo_request(p);
+		return p->has_port && !wgp_is_echo_request(p);
 	return context->reply_ifindex && wgp_flow_find(p, context->reply_ifindex, 1);
 }
 
@@ -52,12 +45,18 @@ static __always_inline __u32 wgp_source_flags(const struct wgp_packet *p,
 	const struct wgp_local *local = wgp_local(p->family, &p->source);
 	__u32 ifindex = context->ifindex;
 
+	/* A pod that nobody has told us of, or no more: its address is of our blocks. */
 	if (!local)
-		return WGP_FLOW_PASS;
+		return ifindex && wgp_slot_of(p->family, &p->source) == WGP_SLOT_LOCAL
+			       ? 0
+			       : WGP_FLOW_PASS;
 	if (local->kind == WGP_LOCAL_POD)
 		return local->ifindex && ifindex && local->ifindex != ifindex ? WGP_FLOW_PASS : 0;
 	if (ifindex)
 		return WGP_FLOW_PASS;
+	/* What speaks from the tunnel's address was spoken to through the tunnel. */
+	if (local->kind == WGP_LOCAL_TUNNEL)
+		return WGP_FLOW_HOST;
 	return WGP_FLOW_HOST | (wgp_host_continues(p, context) ? WGP_FLOW_PASS : 0);
 }
 
@@ -157,6 +156,9 @@ static __always_inline void wgp_decide(const struct wgp_packet *p, const struct 
 static __always_inline int wgp_tunnel(struct __sk_buff *skb, const struct wgp_packet *p, __u32 hook,
 				      const struct wgp_verdict *verdict)
 {
+	/* A tag of the link means nothing to an L3 device. */
+	if (skb->vlan_present)
+		bpf_skb_vlan_pop(skb);
 	skb->mark = WGP_MARK_COUNTED | (verdict->flags & WGP_FLOW_HOST ? WGP_MARK_HOST : 0);
 	wgp_count(p, hook, WGP_REASON_TUNNELLED);
 	return bpf_redirect(verdict->ifindex, 0);
