@@ -24,8 +24,8 @@ clean_up() {
 	[ -n "${runner:-}" ] && kill "$runner" 2>/dev/null
 	# Labs that a failed or interrupted test has left.
 	if [ -x "${wgplane:-}" ]; then
-		for left in /run/wgplane-lab/"$prefix"*; do
-			[ -e "$left" ] && "$wgplane" lab down --all >/dev/null 2>&1 && break
+		for left in /run/wgplane-lab/"$prefix"-*; do
+			[ -e "$left" ] && "$wgplane" lab down --name "${left##*/}" --partial >/dev/null 2>&1
 		done
 	fi
 	rm -f "$log"

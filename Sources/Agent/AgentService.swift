@@ -35,6 +35,18 @@ public struct AgentService: Service {
         await withTaskGroup(of: Void.self) { group in
             group.addTask { await Self.follow(events, controller, signal) }
             group.addTask {
+                // A datastore that was away tells nobody that it is back.
+                for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
+                {
+                    do {
+                        await controller.receive(.snapshot(try await datastore.read()))
+                    } catch {
+                        await controller.receive(.unavailable("\(error)"))
+                    }
+                    signal.yield()
+                }
+            }
+            group.addTask {
                 for await _ in kernel.ticks.cancelOnGracefulShutdown() {
                     kernel.drain()
                     signal.yield()
@@ -70,7 +82,8 @@ public struct AgentService: Service {
     private static func takeLock(_ options: AgentOptions) throws -> FileLock {
         do {
             try makeFolders(options.runDirectory, mode: 0o700)
-            let lock = try FileLock(options.lockPath, waiting: false)
+            // `status` takes it for a moment to see whether it is held.
+            let lock = try takeFileLock(options.lockPath, withinMilliseconds: 300)
             try lock.note("\(processIdentifier())\n")
             return lock
         } catch {
@@ -81,7 +94,7 @@ public struct AgentService: Service {
                         resource: "Agent", field: "lock", value: options.lockPath,
                         message:
                             "another agent (process \(holder.split(separator: "\n").first ?? "unknown")) runs for this node",
-                        remedy: "stop it first, or give this one another --run-directory"))
+                        remedy: "stop it first"))
             }
             throw ProblemsError(
                 Problem(

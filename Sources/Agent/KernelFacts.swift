@@ -2,6 +2,7 @@
 
 import DataplaneMaps
 import DesiredState
+import Glibc
 import Model
 import Netlink
 import Steering
@@ -17,13 +18,22 @@ struct KernelFacts: Sendable {
         links = try session.links()
         addresses = try session.addresses()
         for family in AddressFamily.allCases {
-            // A kernel without IPv6 has no such routes.
-            for route in (try? session.routes(family)) ?? []
+            for route in try Self.routes(session, family)
             where route.table == 254 && route.destination.isHost && route.type == 1 && route.index != 0
                 && route.gateway == nil
             {
                 hostRoutes[route.destination.address] = route.index
             }
+        }
+    }
+
+    /// A kernel without IPv6 has no such routes.
+    private static func routes(_ session: RouteSession, _ family: AddressFamily) throws -> [Route] {
+        do {
+            return try session.routes(family)
+        } catch {
+            if family == .ipv6, [EAFNOSUPPORT, EOPNOTSUPP].contains(error.errno) { return [] }
+            throw error
         }
     }
 

@@ -2,6 +2,7 @@
 
 internal import BPF
 internal import DataplaneMaps
+internal import Datastore
 internal import DesiredState
 internal import Logging
 internal import Model
@@ -37,8 +38,10 @@ extension NodeController {
             state.peers.adopt(Array(try steering.maps.destinations.slotOwners().values), family: family)
             state.hasAdopted = true
         }
-        state.address = state.address ?? publishedAddress(family)
-        if let address = state.address { try manager.setAddress(address, interface: device.interface, present: facts.addresses) }
+        state.address = state.address ?? publishedAddress(family, plan)
+        if let address = state.address {
+            try manager.setAddress(address, interface: device.interface, present: facts.addresses)
+        }
         state.device = device
     }
 
@@ -46,7 +49,7 @@ extension NodeController {
     func observePeers(_ family: AddressFamily, _ plan: NodePlan, _ now: ContinuousClock.Instant) {
         guard let device = families[family]?.device else { return }
         let peers = peerPlans(family, plan)
-        families[family]?.peers.observe(device, peers, now: now)
+        families[family]?.peers.observe(device, peers, now: now, mayRetire: snapshot?.isComplete == true)
     }
 
     func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {

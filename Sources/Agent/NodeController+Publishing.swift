@@ -9,7 +9,7 @@ internal import WireGuard
 /// What the node tells the others: its keys and its devices' addresses, as annotations of its Node.
 extension NodeController {
     /// The annotations as they should be; nil removes one.
-    private func wantedAnnotations() -> [String: String?] {
+    func wantedAnnotations() -> [String: String?] {
         var result: [String: String?] = [:]
         for family in AddressFamily.allCases where !unsettled.contains(family) {
             let state = families[family].flatMap { $0.drainingUntil == nil ? $0 : nil }
@@ -23,7 +23,8 @@ extension NodeController {
 
     /// Takes an address for each device, and writes the annotations where they differ.
     func publish(_ plan: NodePlan, _ problems: inout [Problem]) async {
-        for family in families.keys.sorted() where families[family]?.drainingUntil == nil && !unsettled.contains(family) {
+        for family in families.keys.sorted() where families[family]?.drainingUntil == nil && !unsettled.contains(family)
+        {
             guard families[family]?.address == nil else { continue }
             do {
                 if let address = try await allocateAddress(family, plan) { families[family]?.address = address }
@@ -32,50 +33,24 @@ extension NodeController {
             }
         }
         do {
-            try await writeAnnotations(wantedAnnotations())
+            try await publication.write(wantedAnnotations(), snapshot)
+            // A family that is off gives its address back; one that drains keeps it to the end.
+            try await publication.release(AddressFamily.allCases.filter { families[$0] == nil }, snapshot)
         } catch {
             problems.append(Self.problem(of: error))
         }
     }
 
-    /// Takes back what was told, and gives the devices' addresses back.
-    func withdraw() async throws {
-        try await writeAnnotations(wantedAnnotations())
-        guard let snapshot else { return }
-        for family in AddressFamily.allCases {
-            for block in snapshot.manifests(of: .ipamBlock)
-            where AddressAllocation.find(in: block.content, node: options.node, family: family) != nil {
-                let node = options.node
-                try await datastore.update(block.key) { current in
-                    current.map { AddressAllocation.release(in: $0, node: node, family: family) ?? $0 }
-                }
-            }
-        }
-    }
-
-    private func writeAnnotations(_ wanted: [String: String?]) async throws {
-        let key = ResourceKey(.node, options.node)
-        guard let manifest = snapshot?.manifests[key] else { return }
-        let present = manifest.annotations
-        guard wanted.contains(where: { present[$0.key] != $0.value }) else { return }
-        logger.info(
-            "annotations are written",
-            metadata: [
-                "node": "\(options.node)",
-                "keys": "\(wanted.filter { $0.value != nil }.keys.sorted().joined(separator: " "))",
-            ])
-        try await datastore.update(key) { current in
-            guard var node = current else { return nil }
-            for (name, value) in wanted {
-                node[["metadata", "annotations", name]] = value.map { .string($0) }
-            }
-            return node
-        }
-    }
-
     /// The address that the datastore has for this node's device already.
-    func publishedAddress(_ family: AddressFamily) -> IPAddress? {
+    func publishedAddress(_ family: AddressFamily, _ plan: NodePlan) -> IPAddress? {
         guard let snapshot else { return nil }
+        // Without Calico's IPAM it is the node's own.
+        guard plan.routeSource == .calicoIPAM else {
+            return snapshot.manifests[ResourceKey(.node, options.node)].flatMap { manifest in
+                var ignored: [Problem] = []
+                return NodeResource(manifest, problems: &ignored).addresses[family]
+            }
+        }
         for block in snapshot.manifests(of: .ipamBlock) {
             if let address = AddressAllocation.find(in: block.content, node: options.node, family: family) {
                 return address
@@ -86,14 +61,8 @@ extension NodeController {
 
     /// An address of an own affine block with Calico's IPAM, else the node's own.
     private func allocateAddress(_ family: AddressFamily, _ plan: NodePlan) async throws -> IPAddress? {
-        if let address = publishedAddress(family) { return address }
-        guard let snapshot else { return nil }
-        guard plan.routeSource == .calicoIPAM else {
-            return snapshot.manifests[ResourceKey(.node, options.node)].flatMap { manifest in
-                var ignored: [Problem] = []
-                return NodeResource(manifest, problems: &ignored).addresses[family]
-            }
-        }
+        if let address = publishedAddress(family, plan) { return address }
+        guard let snapshot, plan.routeSource == .calicoIPAM else { return nil }
         let node = options.node
         var ignored: [Problem] = []
         for manifest in snapshot.manifests(of: .ipamBlock) {

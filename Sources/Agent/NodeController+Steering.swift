@@ -2,6 +2,7 @@
 
 internal import BPF
 internal import DataplaneMaps
+internal import Datastore
 internal import DesiredState
 internal import Logging
 internal import Model
@@ -22,7 +23,7 @@ extension NodeController {
             config: DataplaneConfig(
                 ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
                 isDirect: steeringPath(plan.settings.steeringPath).path == .direct))
-        result.preserved = unsettled
+        result.preserved = snapshot?.isComplete == true ? unsettled : Set(AddressFamily.allCases)
         for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
             addPeers(family, state, plan[family], device, to: &result)

@@ -38,6 +38,7 @@ public actor NodeController {
     /// place for them stays, in the data plane and in the datastore.
     var unsettled: Set<AddressFamily> = []
     private var hasRemembered = false
+    private var hasAdoptedPinned = false
     /// Settings as they were when the programs and the backend were chosen.
     private var chosenSettings: Settings?
 
@@ -63,8 +64,11 @@ public actor NodeController {
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
+    let publication: Publication
+
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
+        publication = Publication(node: options.node, datastore: datastore, logger: logger)
         self.datastore = datastore
         self.logger = logger
     }
@@ -101,6 +105,13 @@ public actor NodeController {
         } catch {
             problems.append(Self.problem(of: error))
         }
+        if !snapshot.isComplete, !families.isEmpty {
+            problems.append(
+                Problem(
+                    .warning, resource: datastore.location,
+                    message: "holds files whose content nobody knows, so nothing is taken away for being absent",
+                    remedy: "mend or remove the files named here"))
+        }
         report(problems: problems, plan: plan)
         return nextPass(plan)
     }
@@ -120,7 +131,7 @@ public actor NodeController {
     func nextPass(_ plan: NodePlan) -> Duration {
         var next = Self.auditPeriod
         for (family, state) in families {
-            if state.peers.isWaiting(plan[family].peers) { next = min(next, .milliseconds(50)) }
+            if let look = state.peers.nextLook(plan[family].peers, now: .now) { next = min(next, look) }
             if let until = state.drainingUntil { next = min(next, max(.milliseconds(1), until - .now)) }
         }
         if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
@@ -165,6 +176,7 @@ public actor NodeController {
 
     func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
         let now = ContinuousClock.now
+        try adoptPinned(plan)
         updatePhases(plan, now, &problems)
         guard !families.isEmpty else {
             try await tearDown(plan)
@@ -172,7 +184,7 @@ public actor NodeController {
         }
         hasCleaned = false
         let route = try session()
-        let backend = try chosenBackend(plan.settings.backend)
+        let backend = try chosenBackend(plan.settings.backend, families.values.map(\.settings.interfaceName))
         var steering = try self.steering ?? EBPFSteering(layout: options.layout, attachment: plan.settings.attachment)
         defer { self.steering = steering }
         if now - lastAudit >= Self.auditPeriod {
@@ -231,27 +243,37 @@ public actor NodeController {
         return problem
     }
 
-    func chosenBackend(_ choice: WireGuardBackendChoice) throws -> any WireGuardBackend {
+    func chosenBackend(_ choice: WireGuardBackendChoice, _ devices: [String]) throws -> any WireGuardBackend {
         if let backend { return backend }
-        let new = try BackendSelection.backend(choice)
+        let new = try BackendSelection.backend(choice, devices: devices)
         backend = new
         logger.info("WireGuard backend", metadata: ["backend": "\(new.kind.rawValue)"])
         return new
     }
 
-    /// Which families are on, which are on their way out, which are gone.
-    func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
-        for family in AddressFamily.allCases {
-            var wanted = plan.settings.enabledFamilies.contains(family)
-            if wanted, !plan[family].hasUnderlay {
-                wanted = false
-                problems.append(
-                    Problem(
-                        resource: "Node/\(options.node)", field: "status.addresses",
-                        message: "has no InternalIP of \(family), so \(family) pods' packets are not encrypted",
-                        remedy: "add the address, or switch WireGuard off for \(family)"))
+    /// What an earlier agent had switched on is on, under the names that its devices have,
+    /// until somebody says otherwise.
+    private func adoptPinned(_ plan: NodePlan) throws {
+        guard !hasAdoptedPinned else { return }
+        if options.layout.exists, let maps = try? PinnedMaps(options.layout) {
+            let (config, _) = try maps.config.read()
+            let links = try session().links()
+            for family in AddressFamily.allCases {
+                guard let device = config[family] else { continue }
+                var settings = plan.settings[family]
+                if let link = links.first(where: { $0.index == device.interface }) {
+                    settings.interfaceName = link.name
+                }
+                families[family] = FamilyState(settings: settings)
             }
-            if wanted {
+        }
+        hasAdoptedPinned = true
+    }
+
+    /// Which families are on, which are on their way out, which are gone.
+    private func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
+        for family in AddressFamily.allCases {
+            if isWanted(family, plan, &problems) {
                 if families[family] == nil { families[family] = FamilyState(settings: plan.settings[family]) }
                 let name = families[family]?.settings.interfaceName ?? ""
                 families[family]?.settings = plan.settings[family]
@@ -262,17 +284,53 @@ public actor NodeController {
                 }
                 families[family]?.drainingUntil = nil
             } else if let state = families[family] {
-                if let until = state.drainingUntil {
-                    if until <= now {
-                        try? backend?.delete(device: state.settings.interfaceName)
-                        families[family] = nil
-                    }
-                } else {
+                guard let until = state.drainingUntil else {
                     families[family]?.drainingUntil = now + Self.drainTime
                     logger.notice("WireGuard is switched off", metadata: ["family": "\(family)"])
+                    continue
+                }
+                // The others must have been told, or they tunnel into nothing.
+                guard until <= now, isWithdrawn(family) || until + .seconds(10) <= now else { continue }
+                do {
+                    try backend?.delete(device: state.settings.interfaceName)
+                    families[family] = nil
+                } catch {
+                    problems.append(Self.deviceProblem(error, state.settings.interfaceName))
                 }
             }
         }
+    }
+
+    /// Whether a family is to be on. It takes a word to switch off what is on: a resource that
+    /// is gone or cannot be read is none.
+    private func isWanted(_ family: AddressFamily, _ plan: NodePlan, _ problems: inout [Problem]) -> Bool {
+        let isOn = families[family].map { $0.drainingUntil == nil } ?? false
+        let field = family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"
+        guard let word = plan.settings.isEnabled(family) else {
+            if isOn {
+                problems.append(
+                    Problem(
+                        resource: "FelixConfiguration/default", field: "spec.\(field)",
+                        message: "says nothing that can be read, and encryption of \(family) stays on",
+                        remedy: "set \(field) to true, or to false to switch it off"))
+            }
+            return isOn
+        }
+        if word, !plan[family].hasUnderlay {
+            problems.append(
+                Problem(
+                    resource: "Node/\(options.node)", field: "status.addresses",
+                    message: "has no InternalIP of \(family)"
+                        + (isOn ? ", and encryption stays as it is" : ", so \(family) pods' packets are not encrypted"),
+                    remedy: "add the address, or switch WireGuard off for \(family)"))
+            return isOn
+        }
+        return word
+    }
+
+    private func isWithdrawn(_ family: AddressFamily) -> Bool {
+        let annotations = snapshot?.manifests[ResourceKey(.node, options.node)]?.annotations ?? [:]
+        return annotations[NodeAnnotation.publicKey(family)] == nil
     }
 
     // MARK: Switched off
@@ -287,16 +345,14 @@ public actor NodeController {
             }
             steering = nil
             for family in AddressFamily.allCases {
-                let name = plan.settings[family].interfaceName
-                if let (kind, _) = try BackendSelection.state(device: name) {
-                    try BackendSelection.backend(kind == .kernel ? .kernel : .userspace).delete(device: name)
-                }
+                try BackendSelection.delete(device: plan.settings[family].interfaceName)
             }
             backend = nil
             chosenSettings = nil
             hasCleaned = true
         }
-        try await withdraw()
+        try await publication.write(wantedAnnotations(), snapshot)
+        try await publication.release(AddressFamily.allCases, snapshot)
     }
 
     /// Takes flows and mappings out whose time is over.

@@ -5,10 +5,12 @@ public import DataplaneMaps
 public import Datastore
 internal import DesiredState
 internal import Foundation
+internal import Logging
 public import Model
 internal import Netlink
 internal import Steering
 internal import SystemDescriptors
+internal import SystemPackage
 public import WireGuard
 
 /// A node as it is, read from the kernel, the pins and the agent's last report: also
@@ -70,22 +72,43 @@ public struct NodeView: Sendable {
         return names
     }
 
-    /// Takes away everything that agents have left on this node: programs, maps, devices, state.
-    public func cleanUp(devices: [String]) throws {
-        guard !isAgentRunning else {
+    /// Takes away everything that agents have left on this node: programs, maps, devices,
+    /// state; and before it, where the datastore can be written, what the other nodes know of it.
+    /// Returns what could not be withdrawn there.
+    public func cleanUp(devices: [String], datastore: any Datastore) async throws -> Problem? {
+        guard fileExists(options.runDirectory) else {
+            try removeAll(devices)
+            return nil
+        }
+        do {
+            let lock = try takeFileLock(options.lockPath, withinMilliseconds: 300)
+            var problem: Problem?
+            do {
+                let publication = Publication(
+                    node: options.node, datastore: datastore, logger: Logger(label: "cleanup"))
+                try await publication.withdraw(try await datastore.read())
+            } catch {
+                problem = Problem(
+                    .warning, resource: "Node/\(options.node)", field: "metadata.annotations",
+                    message: "still tells the others of this node's WireGuard (\(error))",
+                    remedy: "remove the annotations, or they go on sending into the tunnel")
+            }
+            try removeAll(devices)
+            try removeFile(StatusReport.path(runDirectory: options.runDirectory))
+            try removeFile(options.lockPath)
+            lock.release()
+            try? removeFolder(options.runDirectory)
+            return problem
+        } catch let error as Errno where error == .wouldBlock {
             throw ProblemsError(
                 Problem(
                     resource: "Agent", field: "lock", value: options.lockPath, message: "an agent runs here",
                     remedy: "stop it first"))
         }
+    }
+
+    private func removeAll(_ devices: [String]) throws {
         try EBPFSteering.removeAll(layout: options.layout)
-        for name in devices {
-            if let (kind, _) = try BackendSelection.state(device: name) {
-                try BackendSelection.backend(kind == .kernel ? .kernel : .userspace).delete(device: name)
-            }
-        }
-        try removeFile(StatusReport.path(runDirectory: options.runDirectory))
-        try removeFile(options.lockPath)
-        try? removeFolder(options.runDirectory)
+        for name in devices { try BackendSelection.delete(device: name) }
     }
 }

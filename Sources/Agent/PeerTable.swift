@@ -16,6 +16,7 @@ struct PeerTable: Sendable {
     private var carriers: [String: PublicKey] = [:]
     private var ready: Set<PublicKey> = []
     private var stampedEndpoints: [PublicKey: Endpoint] = [:]
+    private var waitingSince: [PublicKey: ContinuousClock.Instant] = [:]
     /// Peers whose nodes are gone, or have WireGuard no more: kept a moment for what is under way.
     private(set) var retiring: [PublicKey: Retiring] = [:]
 
@@ -43,9 +44,11 @@ struct PeerTable: Sendable {
     }
 
     /// Notes handshakes and decides who carries; call it with the device as it is, before `changes`.
+    /// `mayRetire`: the plan is complete, so that a node that is not in it is gone.
     mutating func observe(
-        _ device: DeviceState, _ plan: [String: PeerPlan], now: ContinuousClock.Instant
+        _ device: DeviceState, _ plan: [String: PeerPlan], now: ContinuousClock.Instant, mayRetire: Bool = true
     ) {
+        waitingSince = plan.values.reduce(into: [:]) { $0[$1.publicKey] = waitingSince[$1.publicKey] ?? now }
         for (key, peer) in device.peers where peer.lastHandshake != nil { ready.insert(key) }
         ready.formIntersection(device.peers.keys)
         for (node, peer) in plan {
@@ -59,6 +62,7 @@ struct PeerTable: Sendable {
             }
             carriers[node] = peer.publicKey
         }
+        guard mayRetire else { return }
         for (node, key) in carriers where plan[node] == nil {
             retire(key, node: node, device.peers[key]?.endpoint, now)
             carriers[node] = nil
@@ -100,7 +104,7 @@ struct PeerTable: Sendable {
                 // Provokes a handshake; the configured interval comes back with it.
                 let interval = ready.contains(key) ? keepAlive : 1
                 if present?.keepAlive != interval { change.keepAlive = interval }
-                if key == peer.publicKey, stamped[key] != peer.endpoint {
+                if key == peer.publicKey, stamped[key] != peer.endpoint || present == nil {
                     if present?.endpoint != peer.endpoint { change.endpoint = peer.endpoint }
                     stamped[key] = peer.endpoint
                 }
@@ -143,8 +147,13 @@ struct PeerTable: Sendable {
         return ready.contains(carrier) ? .ready : .handshaking
     }
 
-    /// Whether a handshake or a removal is waited for.
-    func isWaiting(_ plan: [String: PeerPlan]) -> Bool {
-        !retiring.isEmpty || plan.values.contains { !ready.contains($0.publicKey) }
+    /// How soon to look again for a handshake or a removal; nil: nothing is waited for.
+    func nextLook(_ plan: [String: PeerPlan], now: ContinuousClock.Instant) -> Duration? {
+        if !retiring.isEmpty { return .milliseconds(50) }
+        return plan.values.filter { !ready.contains($0.publicKey) }.map { peer in
+            // Quick at first; a node that is down must not keep this one busy.
+            let age = now - (waitingSince[peer.publicKey] ?? now)
+            return age < .seconds(3) ? .milliseconds(50) : age < .seconds(60) ? .milliseconds(500) : .seconds(1)
+        }.min()
     }
 }

@@ -21,8 +21,8 @@ public struct PinLayout: Sendable, Hashable {
     /// A link's pin bears hook and device.
     public func link(hook: Hook, interface: UInt32) -> String { "\(links)/\(hook.name)-\(interface)" }
 
-    /// Whether maps of this version are there.
-    public var exists: Bool { fileExists(map("config")) }
+    /// Whether something of this version is there.
+    public var exists: Bool { fileExists(folder) }
 
     /// Makes the folders, and mounts the BPF file system where it is missing.
     public func create() throws {
@@ -45,27 +45,30 @@ public struct PinLayout: Sendable, Hashable {
         }
     }
 
+    /// Folders of versions, `v1` and so on: all that is ours under the root, which others may share.
+    private var versions: [String] {
+        ((try? listFolder(root)) ?? []).filter { entry in
+            entry.isFolder && entry.name.first == "v" && entry.name.count > 1
+                && entry.name.dropFirst().allSatisfy(\.isNumber)
+        }.map { "\(root)/\($0.name)" }
+    }
+
     /// Removes what other versions have pinned, once this one's programs are in place.
     public func removeOtherVersions() throws {
-        for entry in (try? listFolder(root)) ?? [] where entry.isFolder && "\(root)/\(entry.name)" != folder {
-            try Self.removeTree("\(root)/\(entry.name)")
-        }
+        for version in versions where version != folder { try Self.removeVersion(version) }
     }
 
-    /// Removes every pin and folder of ours, which frees what nothing else uses.
+    /// Removes every pin of ours, which frees what nothing else uses, and the root if it is empty then.
     public func remove() throws {
-        try Self.removeTree(root)
+        for version in versions { try Self.removeVersion(version) }
+        try? removeFolder(root)
     }
 
-    private static func removeTree(_ path: String) throws {
-        guard fileExists(path) else { return }
-        for entry in try listFolder(path) {
-            if entry.isFolder {
-                try removeTree("\(path)/\(entry.name)")
-            } else {
-                try removeFile("\(path)/\(entry.name)")
-            }
-        }
+    /// A version's folder: pins, and the folder of links.
+    private static func removeVersion(_ path: String) throws {
+        for entry in (try? listFolder("\(path)/links")) ?? [] { try removeFile("\(path)/links/\(entry.name)") }
+        try removeFolder("\(path)/links")
+        for entry in (try? listFolder(path)) ?? [] { try removeFile("\(path)/\(entry.name)") }
         try removeFolder(path)
     }
 }

@@ -6,6 +6,9 @@ public import Model
 public struct Snapshot: Sendable {
     public var manifests: [ResourceKey: Manifest]
     public var problems: [Problem]
+    /// False when something could not be read and nobody knows what it held: then nothing
+    /// may be taken away for being absent.
+    public var isComplete = true
 
     public init(manifests: [ResourceKey: Manifest] = [:], problems: [Problem] = []) {
         self.manifests = manifests

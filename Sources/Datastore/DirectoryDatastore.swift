@@ -47,6 +47,7 @@ public actor DirectoryDatastore: Datastore {
             switch error {
             case .noSpace: "free space on the disk; nothing of the old content was touched"
             case .readOnlyFileSystem: "mount the file system writable"
+            case .wouldBlock: "another writer holds \(path)/.lock; wait for it, or end it"
             case .permissionDenied, .notPermitted: "run as root, or give this user the right to write there"
             case .noSuchFileOrDirectory: "make the folder, or name another with --datastore directory:PATH"
             default: "check the folder and its file system"
@@ -61,8 +62,15 @@ public actor DirectoryDatastore: Datastore {
         var snapshot = Snapshot()
         var seen: Set<String> = []
         do {
-            _ = try listFolder(path)
-        } catch {
+            // An empty folder is one whose disk is not mounted, not a cluster without resources.
+            let kinds = Set(ResourceKind.allCases.map(\.plural))
+            let entries = try listFolder(path)
+            if !entries.contains(where: { $0.isFolder ? kinds.contains($0.name) : Self.isManifestFile($0.name) }) {
+                throw DatastoreError(
+                    location: location, message: "holds no folder of resources",
+                    remedy: "mount it, or make the folder nodes in it")
+            }
+        } catch let error as Errno {
             throw failure(error, doing: "cannot be read")
         }
         for folder in [""] + ResourceKind.allCases.map(\.plural) {
@@ -73,12 +81,15 @@ public actor DirectoryDatastore: Datastore {
                 if error == .noSuchFileOrDirectory { continue }
                 throw failure(error, doing: "cannot be read", file: folder)
             }
-            for entry in entries where !entry.isFolder && Self.isManifestFile(entry.name) {
+            for entry in entries where entry.isRegular && Self.isManifestFile(entry.name) {
                 let file = folder.isEmpty ? entry.name : "\(folder)/\(entry.name)"
                 seen.insert(file)
                 let content = refresh(file, entry)
                 snapshot.problems += content.problems
-                guard let manifest = content.manifest else { continue }
+                guard let manifest = content.manifest else {
+                    snapshot.isComplete = false
+                    continue
+                }
                 if snapshot.manifests[manifest.key] != nil {
                     snapshot.problems.append(
                         Problem(
@@ -116,6 +127,8 @@ public actor DirectoryDatastore: Datastore {
             result.problems = [
                 Problem(resource: file, message: "cannot be read: \(error)", remedy: "check the file's rights and size")
             ]
+            // Rights may be mended without a change of the file: read it again next time.
+            result.entry.modified = -1
         }
         parsed[file] = result
         return result
@@ -138,13 +151,25 @@ public actor DirectoryDatastore: Datastore {
         _ key: ResourceKey, _ change: (ManifestValue?) throws -> ManifestValue?
     ) throws -> ManifestValue? {
         _ = try read()
-        let file = parsed.first { $0.value.manifest?.key == key }?.key ?? Self.fileName(key)
+        let file = parsed.filter { $0.value.manifest?.key == key }.keys.min() ?? Self.fileName(key)
+        if let problem = parsed[file]?.problems.first {
+            throw DatastoreError(
+                location: "\(location)/\(file)", message: "is not overwritten, for it \(problem.message)",
+                remedy: "mend the file, or remove it")
+        }
         let current = parsed[file]?.manifest?.content
         let wanted = try change(current)
         guard wanted != current else { return current }
         do {
             if let wanted {
-                _ = try Manifest(wanted, origin: key.description)
+                let named = try Manifest(wanted, origin: key.description).key
+                guard named == key else {
+                    throw ProblemsError(
+                        Problem(
+                            resource: key.description, field: "metadata.name", value: named.description,
+                            message: "would become another resource",
+                            remedy: "leave kind, name and namespace as they are"))
+                }
                 let text = file.hasSuffix(".json") ? try ManifestText.json(wanted) : try ManifestText.yaml(wanted)
                 try makeFolders("\(path)/\(key.kind.plural)")
                 try replaceFile("\(path)/\(file)", with: Array(text.utf8))

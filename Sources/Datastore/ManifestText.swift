@@ -23,8 +23,9 @@ public enum ManifestText {
         do {
             var documents = try compose_all(yaml: text)
             var values: [ManifestValue] = []
+            var count = 0
             while let node = documents.next() {
-                let result = try value(node, depth: 0)
+                let result = try value(node, depth: 0, count: &count)
                 if result != .null { values.append(result) }
             }
             // The sequence ends at an error and keeps it.
@@ -50,35 +51,47 @@ public enum ManifestText {
         }
     }
 
-    private struct TooDeep: Error, CustomStringConvertible { var description: String { "nested deeper than 64" } }
+    private struct TooLarge: Error, CustomStringConvertible {
+        var description: String { "nested deeper than 64, or of more than \(maximumValues) values" }
+    }
 
-    private static func value(_ node: Node, depth: Int) throws -> ManifestValue {
-        guard depth < 64 else { throw TooDeep() }
+    /// Values in one text, aliases counted at each use.
+    private static let maximumValues = 200_000
+
+    private static func value(_ node: Node, depth: Int, count: inout Int) throws -> ManifestValue {
+        count += 1
+        guard depth < 64, count <= maximumValues else { throw TooLarge() }
         switch node {
         case .scalar(let scalar):
             // Only plain scalars are typed; what is quoted is text.
             guard scalar.style == .plain || scalar.style == .any else { return .string(scalar.string) }
-            if let integer = Int64(scalar.string) { return .integer(integer) }
-            switch node.any {
-            case let flag as Bool: return .bool(flag)
-            case let number as Double: return .number(number)
-            case is String: return .string(scalar.string)
-            case let integer as Int: return .integer(Int64(integer))
-            case let text as any CustomStringConvertible where scalar.string.isEmpty == false && !isNull(scalar.string):
-                _ = text
-                return .string(scalar.string)
-            default: return .null
-            }
-        case .sequence(let sequence): return .array(try sequence.map { try value($0, depth: depth + 1) })
+            return plain(scalar.string)
+        case .sequence(let sequence):
+            return .array(try sequence.map { try value($0, depth: depth + 1, count: &count) })
         case .mapping(let mapping):
             var fields: OrderedDictionary<String, ManifestValue> = [:]
-            for (key, child) in mapping { fields[key.string ?? ""] = try value(child, depth: depth + 1) }
+            for (key, child) in mapping {
+                fields[key.string ?? ""] = try value(child, depth: depth + 1, count: &count)
+            }
             return .object(fields)
         case .alias: return .null
         }
     }
 
-    private static func isNull(_ text: String) -> Bool { ["null", "~", "Null", "NULL", ""].contains(text) }
+    /// The type of plain text: JSON's words and numbers, and YAML's words for null. Nothing
+    /// else of YAML 1.1 (base 60, octal, yes and no), which means text to everybody today.
+    static func plain(_ text: String) -> ManifestValue {
+        switch text {
+        case "", "~", "null", "Null", "NULL": return .null
+        case "true", "True", "TRUE": return .bool(true)
+        case "false", "False", "FALSE": return .bool(false)
+        default: break
+        }
+        if let integer = Int64(text) { return .integer(integer) }
+        let isNumeric = text.utf8.allSatisfy { (48...57).contains($0) || "+-.eE".utf8.contains($0) }
+        if isNumeric, let number = Double(text), number.isFinite { return .number(number) }
+        return .string(text)
+    }
 
     /// YAML text of a manifest.
     public static func yaml(_ value: ManifestValue) throws -> String {
@@ -100,10 +113,16 @@ public enum ManifestText {
         }
     }
 
-    /// Whether plain text would be read back as something else.
+    /// Whether plain text would be read back as something else, here or by a reader of YAML 1.1.
     private static func needsQuotes(_ text: String) -> Bool {
-        if text.isEmpty || Int64(text) != nil || Double(text) != nil { return true }
-        return ["true", "false", "yes", "no", "on", "off", "null", "~"].contains(text.lowercased())
+        if case .string = plain(text) {} else { return true }
+        let words = ["yes", "no", "on", "off", "y", "n", ".inf", "-.inf", "+.inf", ".nan"]
+        if words.contains(text.lowercased()) { return true }
+        // Base 60, octal and the like begin with a digit or sign and have no other letters.
+        let isAddress = text.contains(".") && IPAddress(text) != nil
+        return !isAddress
+            && text.utf8.allSatisfy { (48...57).contains($0) || ":_+-.xXoObBeEaAcCdDfF".utf8.contains($0) }
+            && text.first.map { $0.isNumber || "+-.".contains($0) } == true
     }
 }
 

@@ -56,6 +56,9 @@ public struct NodePlan: Sendable {
     /// Who had each key first; handed to the next computation.
     public var keyOwners: [PublicKey: String]
     public var problems: [Problem]
+    /// Listening ports of nodes with a configuration of their own, and of all others.
+    private var ports: [String: [AddressFamily: UInt16]] = [:]
+    private var commonPorts: [AddressFamily: UInt16] = [:]
 
     public subscript(family: AddressFamily) -> FamilyPlan {
         get { family == .ipv4 ? ipv4 : ipv6 }
@@ -91,6 +94,14 @@ public struct NodePlan: Sendable {
         for pod in cluster.pods where pod.node == node && !pod.isHostNetwork && !pod.isFinished {
             pods.append(LocalPod(name: pod.description, addresses: pod.addresses))
         }
+        // A node's own configuration may give it another port.
+        let felix = manifests.filter { $0.key.kind == .felixConfiguration }
+        for name in cluster.nodes.keys where felix.contains(where: { $0.key.name == "node.\(name)" }) {
+            let other = Settings(felix: felix, dataplane: [], node: name)
+            ports[name] = [.ipv4: other.ipv4.listeningPort, .ipv6: other.ipv6.listeningPort]
+        }
+        let common = Settings(felix: felix.filter { $0.key.name == "default" }, dataplane: [], node: "")
+        commonPorts = [.ipv4: common.ipv4.listeningPort, .ipv6: common.ipv6.listeningPort]
         var history = keyOwners
         for key in ownKeys.values { history[key] = node }
         for family in AddressFamily.allCases {
@@ -130,10 +141,14 @@ public struct NodePlan: Sendable {
             if other.interfaceAddresses[family] == address { allowed.insert(CIDR(host: address)) }
             plan.peers[name] = PeerPlan(
                 node: name, publicKey: key,
-                endpoint: Endpoint(address: address, port: settings[family].listeningPort), allowedIPs: allowed)
+                endpoint: Endpoint(address: address, port: port(of: name, family)), allowedIPs: allowed)
         }
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan
+    }
+
+    private func port(of other: String, _ family: AddressFamily) -> UInt16 {
+        ports[other]?[family] ?? commonPorts[family] ?? settings[family].listeningPort
     }
 
     /// Keys by node, without those that two nodes claim: who had a key first keeps it;

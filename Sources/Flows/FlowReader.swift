@@ -156,6 +156,14 @@ public struct FlowSweeper: Sendable {
         }
     }
 
+    /// Seconds that a mapping outlives its last packet. An established connection may idle for
+    /// long and must find its port again: five days, as nf_conntrack has it.
+    static func mappingTimeout(transport: UInt8, tcpFlags: UInt8) -> UInt64 {
+        let ordinary = max(30, timeout(transport: transport, tcpFlags: tcpFlags))
+        if transport != 6 || ordinary != 3600 { return transport == 6 ? max(120, ordinary) : ordinary }
+        return 432_000
+    }
+
     /// One pass at a time of CLOCK_MONOTONIC; returns how many flows and mappings went.
     public func sweep(now: UInt64) throws -> (flows: Int, mappings: Int) {
         var flows = 0
@@ -179,7 +187,7 @@ public struct FlowSweeper: Sendable {
             let other = entries[reply]
             let last = max(entry.last, other?.last ?? 0)
             let limit =
-                max(30, Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags | (other?.tcpFlags ?? 0)))
+                Self.mappingTimeout(transport: key.transport, tcpFlags: entry.tcpFlags | (other?.tcpFlags ?? 0))
                 * 1_000_000_000
             guard now > last, now - last > limit else { continue }
             try maps.masquerade.delete(key)

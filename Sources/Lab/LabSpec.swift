@@ -29,8 +29,8 @@ public struct LabSpec: Sendable, Hashable, Codable {
     /// Throws what is out of range.
     public func check() throws {
         var reader = FieldReader(.object([:]), resource: "lab")
-        if !(1...10).contains(name.utf8.count) || !name.utf8.allSatisfy({ Self.isNameByte($0) }) {
-            reader.report("--name", value: name, "is no lab name", remedy: "use 1 to 10 letters, digits and '-'")
+        if !(1...40).contains(name.utf8.count) || !name.utf8.allSatisfy({ Self.isNameByte($0) }) {
+            reader.report("--name", value: name, "is no lab name", remedy: "use 1 to 40 letters, digits and '-'")
         }
         if !(1...64).contains(nodes) {
             reader.report("--nodes", value: "\(nodes)", "is out of range", remedy: "use 1 to 64")

@@ -37,7 +37,8 @@ public enum ModeChoice: String, Sendable, Hashable, Codable, CaseIterable {
 
 /// Settings of one WireGuard device: of one family.
 public struct DeviceSettings: Sendable, Hashable, Codable {
-    public var enabled = false
+    /// Nil: nobody has said.
+    public var enabled: Bool?
     public var interfaceName: String
     public var listeningPort: UInt16
     /// 0: from the underlay's.
@@ -73,10 +74,8 @@ public struct Settings: Sendable, Hashable, Codable {
         set { if family == .ipv4 { ipv4 = newValue } else { ipv6 = newValue } }
     }
 
-    /// Families whose WireGuard is switched on.
-    public var enabledFamilies: [AddressFamily] {
-        mode == .disabled ? [] : AddressFamily.allCases.filter { self[$0].enabled }
-    }
+    /// Whether WireGuard is switched on for a family; nil: nobody has said.
+    public func isEnabled(_ family: AddressFamily) -> Bool? { mode == .disabled ? false : self[family].enabled }
 }
 
 extension Settings {
@@ -90,6 +89,33 @@ extension Settings {
         }
         for manifest in inOrder(felix) { applyFelix(manifest, &problems) }
         for manifest in inOrder(dataplane) { applyDataplane(manifest, &problems) }
+        separateFamilies(&problems)
+    }
+
+    /// The families' devices must not be one: equal names or ports of IPv6 give way to defaults.
+    private mutating func separateFamilies(_ problems: inout [Problem]) {
+        func refuse(_ field: String, _ value: String) {
+            problems.append(
+                Problem(
+                    resource: "FelixConfiguration/default", field: "spec.\(field)", value: value,
+                    message: "is IPv4's too, and is not in force", remedy: "give each family its own"))
+        }
+        if ipv4.interfaceName == ipv6.interfaceName {
+            refuse("wireguardInterfaceNameV6", ipv6.interfaceName)
+            let names = [DeviceSettings(.ipv6).interfaceName, DeviceSettings(.ipv4).interfaceName]
+            ipv6.interfaceName = names.first { $0 != ipv4.interfaceName } ?? ipv6.interfaceName
+        }
+        if ipv4.listeningPort == ipv6.listeningPort {
+            refuse("wireguardListeningPortV6", "\(ipv6.listeningPort)")
+            let ports = [DeviceSettings(.ipv6).listeningPort, DeviceSettings(.ipv4).listeningPort]
+            ipv6.listeningPort = ports.first { $0 != ipv4.listeningPort } ?? ipv6.listeningPort
+        }
+    }
+
+    /// The same, for whoever tells the problems elsewhere.
+    public init(felix: [Manifest], dataplane: [Manifest], node: String) {
+        var ignored: [Problem] = []
+        self.init(felix: felix, dataplane: dataplane, node: node, problems: &ignored)
     }
 
     private mutating func applyFelix(_ manifest: Manifest, _ problems: inout [Problem]) {

@@ -23,6 +23,8 @@ public struct EBPFSteering: SteeringBackend {
     private var endpoints = Reconciler<IPAddress, EndpointValue>()
     fileprivate var hooks = Reconciler<HookPoint, UInt32>()
     private var config: DataplaneConfig?
+    /// What earlier agents have left that this one does not use is gone.
+    private var hasSwept = false
 
     struct EndpointValue: Equatable, Sendable {
         var endpoint: Endpoint
@@ -89,7 +91,11 @@ public struct EBPFSteering: SteeringBackend {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
         applyHooks(plan)
-        if hooks.errors.isEmpty { try layout.removeOtherVersions() }
+        if hooks.errors.isEmpty, plan.preserved.isEmpty, !hasSwept {
+            hasSwept = true
+            try layout.removeOtherVersions()
+            try removeStrayFilters(plan)
+        }
         try releaseSlots(plan)
         problems += report()
         return problems
@@ -213,6 +219,21 @@ public struct EBPFSteering: SteeringBackend {
         // Links of an earlier agent, or of devices that are gone.
         let pins = Set(mechanism == .tcx ? plan.hooks.map(pin) : [])
         for link in layout.pinnedLinks() where !pins.contains(link.pin) { try? Attachment.removePin(link.pin) }
+    }
+
+    /// Filters of an earlier agent: of the other mechanism, or on devices that are hooks no more.
+    private func removeStrayFilters(_ plan: SteeringPlan) throws {
+        let wanted = Set(mechanism == .clsact ? plan.hooks.map(attachment) : [])
+        let session = try RouteSession()
+        for device in try session.links() {
+            for direction in [AttachmentDirection.ingress, .egress] {
+                let filter = Attachment(interface: device.index, direction: direction, mechanism: .clsact)
+                if !wanted.contains(filter), try filter.attachedProgram(pin: "") != nil {
+                    try filter.detach(pin: "")
+                    try Self.removeIdleQdisc(device.index, session)
+                }
+            }
+        }
     }
 
     /// Which of the hooks it made are really in place.

@@ -91,6 +91,8 @@ public func removeFolder(_ path: String) throws(Errno) {
 public struct FolderEntry: Sendable, Hashable {
     public var name: String
     public var isFolder: Bool
+    /// A plain file: no pipe, socket or device.
+    public var isRegular: Bool
     public var size: Int64
     /// Time of last change of the content, in nanoseconds since the epoch.
     public var modified: Int64
@@ -113,6 +115,7 @@ public func listFolder(_ path: String) throws(Errno) -> [FolderEntry] {
         entries.append(
             FolderEntry(
                 name: name, isFolder: information.st_mode & S_IFMT == S_IFDIR,
+                isRegular: information.st_mode & S_IFMT == S_IFREG,
                 size: Int64(information.st_size),
                 modified: Int64(information.st_mtim.tv_sec) * 1_000_000_000 + Int64(information.st_mtim.tv_nsec),
                 inode: UInt64(information.st_ino)))
@@ -158,9 +161,22 @@ public struct FileLock: ~Copyable, Sendable {
     }
 }
 
-/// Runs a body while nobody else holds the lock file; waits for it.
+/// Takes a lock that somebody may hold for a moment; `EWOULDBLOCK` when that takes longer.
+public func takeFileLock(_ path: String, withinMilliseconds limit: UInt64) throws(Errno) -> FileLock {
+    let deadline = monotonicNanoseconds() + limit * 1_000_000
+    while true {
+        do {
+            return try FileLock(path, waiting: false)
+        } catch {
+            guard error == .wouldBlock, monotonicNanoseconds() < deadline else { throw error }
+            usleep(2000)
+        }
+    }
+}
+
+/// Runs a body while nobody else holds the lock file; waits five seconds for it at most.
 public func withFileLock<Result>(_ path: String, _ body: () throws -> Result) throws -> Result {
-    let lock = try FileLock(path, waiting: true)
+    let lock = try takeFileLock(path, withinMilliseconds: 5000)
     let result = try body()
     lock.release()
     return result

@@ -6,7 +6,10 @@ public import Model
 public enum BackendSelection {
     /// `Auto` is the kernel's where it has one, else userspace. Throws with the reason
     /// and the remedy when what is asked for is not to be had.
-    public static func backend(_ choice: WireGuardBackendChoice) throws -> any WireGuardBackend {
+    /// A device of these names that is there already decides for `Auto`.
+    public static func backend(
+        _ choice: WireGuardBackendChoice, devices: [String] = []
+    ) throws -> any WireGuardBackend {
         switch choice {
         case .kernel:
             guard KernelBackend.isAvailable() else {
@@ -20,6 +23,11 @@ public enum BackendSelection {
             }
             return try UserspaceBackend()
         case .auto:
+            for device in devices {
+                if let (kind, _) = try state(device: device) {
+                    return kind == .kernel ? try KernelBackend() : try UserspaceBackend()
+                }
+            }
             if KernelBackend.isAvailable() { return try KernelBackend() }
             guard UserspaceBackend.isAvailable() else {
                 throw WireGuardError.unsupported("this kernel has none, and wireguard-go or /dev/net/tun is missing")
@@ -33,5 +41,11 @@ public enum BackendSelection {
         if let kernel = try? KernelBackend(), let state = try kernel.state(device: device) { return (.kernel, state) }
         if let state = try UserspaceBackend().state(device: device) { return (.userspace, state) }
         return nil
+    }
+
+    /// Deletes a device, whichever backend has it; what is not there is no error.
+    public static func delete(device: String) throws {
+        guard let (kind, _) = try state(device: device) else { return }
+        try backend(kind == .kernel ? .kernel : .userspace).delete(device: device)
     }
 }

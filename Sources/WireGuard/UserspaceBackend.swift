@@ -31,10 +31,10 @@ public final class UserspaceBackend: WireGuardBackend {
 
     public func create(device: String, mtu: UInt32) throws {
         if let link = try route.link(named: device) {
-            if answers(device) { return }
-            guard link.kind == "tun" else { throw WireGuardError.wrongKind(device: device, kind: link.kind) }
-            // Its process is gone or deaf: start afresh.
-            try route.deleteLink(named: device)
+            // Deaf for a moment is not dead: an error here changes nothing.
+            if try isAlive(device) { return }
+            // A TUN device goes with its process; this one is somebody else's.
+            throw WireGuardError.wrongKind(device: device, kind: link.kind)
         }
         try? removeFile(socketPath(device))
         try makeFolders(folder, mode: 0o700)
@@ -52,7 +52,7 @@ public final class UserspaceBackend: WireGuardBackend {
             throw WireGuardError.userspace(device: device, "ended with status \(status)")
         }
         let deadline = monotonicNanoseconds() + 5_000_000_000
-        while !answers(device) {
+        while try !isAlive(device) {
             guard monotonicNanoseconds() < deadline else {
                 throw WireGuardError.userspace(device: device, "does not answer on \(socketPath(device))")
             }
@@ -61,7 +61,18 @@ public final class UserspaceBackend: WireGuardBackend {
         if let link = try route.link(named: device), link.mtu != mtu { try route.setLink(link.index, mtu: mtu) }
     }
 
-    private func answers(_ device: String) -> Bool { (try? exchange(Array("get=1\n\n".utf8), device)) != nil }
+    /// Whether a process of ours serves the device: false when its socket is not there, or
+    /// nobody listens on it.
+    private func isAlive(_ device: String) throws -> Bool {
+        guard fileExists(socketPath(device)) else { return false }
+        do {
+            var answer = try exchange(Array("get=1\n\n".utf8), device)
+            GuardedBytes.wipe(&answer)
+            return true
+        } catch let error as Errno where error == .connectionRefused || error == .noSuchFileOrDirectory {
+            return false
+        }
+    }
 
     public func state(device: String) throws -> DeviceState? {
         guard let link = try route.link(named: device) else { return nil }

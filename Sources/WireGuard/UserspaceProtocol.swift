@@ -7,7 +7,10 @@ import Model
 enum UserspaceProtocol {
     /// The body of a `set=1` request as bytes, since it may hold the private key; the caller wipes it.
     static func encode(_ change: DeviceChange) -> [UInt8] {
-        var request = Array("set=1\n".utf8)
+        var request: [UInt8] = []
+        // Room for all at once: growing would leave copies of the key behind.
+        request.reserveCapacity(256 + change.peers.reduce(0) { $0 + 256 + $1.allowedIPs.count * 64 })
+        request += Array("set=1\n".utf8)
         func line(_ text: String) { request += Array("\(text)\n".utf8) }
         if let key = change.privateKey {
             request += Array("private_key=".utf8)
@@ -42,25 +45,31 @@ enum UserspaceProtocol {
         var state = DeviceState(name: device, interface: 0, listeningPort: 0, firewallMark: 0, peers: [:])
         var peer: (key: PublicKey, state: PeerState)?
         func finish() { if let peer { state.peers[peer.key] = peer.state } }
-        for line in answer.split(separator: 10) {
-            guard let equals = line.firstIndex(of: UInt8(ascii: "=")) else { continue }
-            let name = String(decoding: line[..<equals], as: UTF8.self)
-            let range = line.index(after: equals)..<line.endIndex
+        var isWhole = false
+        var start = 0
+        // By index, so that no slice shares the buffer when the key in it is overwritten.
+        while start < answer.count {
+            let end = answer[start...].firstIndex(of: 10) ?? answer.count
+            defer { start = end + 1 }
+            guard let equals = answer[start..<end].firstIndex(of: UInt8(ascii: "=")) else { continue }
+            let name = String(decoding: answer[start..<equals], as: UTF8.self)
+            let range = equals + 1..<end
             if name == "private_key" {
                 var bytes = unhex(answer[range]) ?? []
                 for index in range { answer[index] = 0 }
                 state.publicKey = PrivateKey(wiping: &bytes)?.publicKey
                 continue
             }
-            let value = String(decoding: line[range], as: UTF8.self)
+            let value = String(decoding: answer[range], as: UTF8.self)
             switch name {
             case "errno":
                 if value != "0" { throw .userspace(device: device, "answered errno \(value)") }
+                isWhole = true
             case "listen_port": state.listeningPort = UInt16(value) ?? 0
             case "fwmark": state.firewallMark = UInt32(value) ?? 0
             case "public_key":
                 finish()
-                peer = unhex(line[range]).flatMap { PublicKey(bytes: $0) }.map {
+                peer = unhex(answer[range]).flatMap { PublicKey(bytes: $0) }.map {
                     ($0, PeerState(allowedIPs: [], keepAlive: 0, receivedBytes: 0, sentBytes: 0))
                 }
             case "endpoint": peer?.state.endpoint = endpoint(value)
@@ -74,6 +83,7 @@ enum UserspaceProtocol {
             }
         }
         finish()
+        guard isWhole else { throw .userspace(device: device, "answered in part only") }
         return state
     }
 

@@ -2,6 +2,7 @@
 
 import Agent
 import Datastore
+import Foundation
 import ArgumentParser
 import Model
 import ServiceLifecycle
@@ -46,16 +47,19 @@ struct CleanupCommand: AsyncParsableCommand {
         commandName: "cleanup", abstract: "Takes away all that agents have left on this node.",
         usage: "wgplane cleanup [options]",
         discussion: """
-            Programs, maps, WireGuard devices and the agent's files. Packets go in clear afterwards. The
-            Node's annotations and the device's address stay in the datastore: switch WireGuard off, with
-            an agent running, to have them withdrawn too.
+            Programs, maps, WireGuard devices and the agent's files; and the Node's annotations and the
+            devices' addresses in the datastore, so that the other nodes send in clear again, as this
+            one does afterwards.
             """)
 
     @OptionGroup var node: NodeOptions
+    @OptionGroup var datastore: DatastoreOptions
     @Option(help: "WireGuard devices to delete.") var device = ["wireguard.cali", "wg-v6.cali"]
 
     func run() async throws {
-        try NodeView(node.options).cleanUp(devices: device)
+        if let problem = try await NodeView(node.options).cleanUp(devices: device, datastore: datastore.open()) {
+            FileHandle.standardError.write(Data("wgplane: \(problem)\n".utf8))
+        }
     }
 }
 

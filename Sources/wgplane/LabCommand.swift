@@ -171,11 +171,12 @@ struct LabCommand: AsyncParsableCommand {
 
         @OptionGroup var lab: LabNameOptions
         @Flag(help: "Every lab, and what is left of broken ones.") var all = false
+        @Flag(help: "Also what is left of a lab that broke.") var partial = false
 
         func run() async throws {
             let names = all ? Lab.names() : [lab.name]
             for name in names {
-                let lab = try Lab.open(name, binary: ownBinary(), logger: quietLogger, partial: all)
+                let lab = try Lab.open(name, binary: ownBinary(), logger: quietLogger, partial: all || partial)
                 try await lab.down()
                 print("lab \(name) is down")
             }

@@ -31,9 +31,9 @@ enum Cluster {
         nodes: Int = 2, pods: Int = 1, families: [AddressFamily] = [.ipv4, .ipv6], enabled: Bool = true,
         attachment: AttachmentChoice = .auto, _ body: (Lab) async throws -> Void
     ) async throws {
-        let name = "\(prefix)\(String(UInt32.random(in: 0..<46656), radix: 36))"
+        let name = "\(prefix)-\(String(UInt32.random(in: 0...UInt32.max), radix: 36))"
         let spec = LabSpec(
-            name: String(name.suffix(10)), nodes: nodes, pods: pods, families: families, attachment: attachment)
+            name: name, nodes: nodes, pods: pods, families: families, attachment: attachment)
         let lab = try await Lab.up(spec, enabled: enabled, binary: binary, logger: logger)
         do {
             try await lab.waitUntilSettled(enabled: enabled)

@@ -87,7 +87,9 @@ struct ModelTests {
                 felix("node.n2", .object(["wireguardEnabled": false])),
             ], dataplane: [], node: "n1", problems: &problems)
         #expect(problems == [])
-        #expect(settings.ipv4.enabled && settings.ipv6.enabled && settings.ipv4.listeningPort == 4000)
+        #expect(
+            settings.isEnabled(.ipv4) == true && settings.isEnabled(.ipv6) == true
+                && settings.ipv4.listeningPort == 4000)
         _ = Settings(
             felix: [
                 felix(

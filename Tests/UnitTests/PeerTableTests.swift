@@ -80,7 +80,7 @@ struct PeerTableTests {
         device.shakeHands(2)
         pass(&table, &device, [peer], keepAlive: 25)
         #expect(table.isReady("n2") && device.state.peers[Make.key(2)]?.keepAlive == 25)
-        #expect(!table.isWaiting(["n2": peer]))
+        #expect(table.nextLook(["n2": peer], now: Self.start) == nil)
         // Nothing to do is nothing done.
         #expect(table.changes(device.state, ["n2": peer], keepAlive: 25).changes.isEmpty)
     }
