@@ -65,7 +65,9 @@ extension NodeController {
                 publicKey: state.peers.carrier(of: name) ?? peer.publicKey, endpoint: peer.endpoint, action: action,
                 lanes: [device.interface])
         }
-        for name in plan.unencrypted {
+        // A node that cannot be read now is not one without WireGuard.
+        let isComplete = snapshot?.isComplete == true
+        for name in plan.unencrypted where isComplete || state.peers.carrier(of: name) == nil {
             let key = PeerSlotKey(node: name, family: family)
             if result.peers[key] == nil {
                 result.peers[key] = PeerSteering(publicKey: nil, endpoint: nil, action: .clear, lanes: [])

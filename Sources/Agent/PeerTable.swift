@@ -27,6 +27,7 @@ struct PeerTable: Sendable {
     }
 
     static let linger = Duration.milliseconds(300)
+    static let courtesy = Duration.milliseconds(250)
 
     /// A peer's state, for status.
     enum Readiness: String, Sendable, Codable {
@@ -85,7 +86,7 @@ struct PeerTable: Sendable {
     /// What makes the device carry the plan. Nothing is taken from a peer before the one
     /// that gets it has it.
     func changes(
-        _ device: DeviceState, _ plan: [String: PeerPlan], keepAlive: UInt16
+        _ device: DeviceState, _ plan: [String: PeerPlan], keepAlive: UInt16, now: ContinuousClock.Instant
     ) -> (changes: [PeerChange], stamped: [PublicKey: Endpoint]) {
         var result: [PeerChange] = []
         var stamped = stampedEndpoints
@@ -102,7 +103,7 @@ struct PeerTable: Sendable {
                 given.formUnion(change.allowedIPs)
                 surplus += (present?.allowedIPs ?? []).subtracting(wanted)
                 // Provokes a handshake; the configured interval comes back with it.
-                let interval = ready.contains(key) ? keepAlive : 1
+                let interval = ready.contains(key) ? keepAlive : mayProvoke(key, device.publicKey, now) ? 1 : 0
                 if present?.keepAlive != interval { change.keepAlive = interval }
                 if key == peer.publicKey, stamped[key] != peer.endpoint || present == nil {
                     if present?.endpoint != peer.endpoint { change.endpoint = peer.endpoint }
@@ -124,6 +125,13 @@ struct PeerTable: Sendable {
             result += [taker, removal]
         }
         return (result, stamped)
+    }
+
+    /// Two sides that begin at once refuse each other's answers, and try again after five
+    /// seconds. So the one with the lower key begins, and the other when nothing has come.
+    private func mayProvoke(_ key: PublicKey, _ own: PublicKey?, _ now: ContinuousClock.Instant) -> Bool {
+        guard let own, key < own else { return true }
+        return now - (waitingSince[key] ?? now) >= Self.courtesy
     }
 
     mutating func note(stamped: [PublicKey: Endpoint]) { stampedEndpoints = stamped }

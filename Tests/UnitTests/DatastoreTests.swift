@@ -117,6 +117,27 @@ struct DatastoreTests {
         #expect(snapshot.problems.map(\.resource) == ["nodes/b.yaml"])
     }
 
+    @Test("an empty folder is no cluster without resources, a pipe is no file, and a broken file is not overwritten")
+    func guards() async throws {
+        let empty = "/tmp/wgplane-empty-\(UUID().uuidString)"
+        try makeFolders(empty)
+        defer { try? removeFolder(empty) }
+        let store = DirectoryDatastore(path: empty, logger: Self.logger)
+        let error = await #expect(throws: DatastoreError.self) { try await store.read() }
+        #expect(error?.message == "holds no folder of resources")
+        let folder = try await Folder()
+        #expect(mkfifo("\(folder.path)/nodes/pipe.yaml", 0o600) == 0)
+        try folder.write("nodes/n1.yaml", "{")
+        let snapshot = try await folder.store.read()
+        #expect(!snapshot.isComplete && snapshot.problems.map(\.resource) == ["nodes/n1.yaml"])
+        await #expect(throws: DatastoreError.self) {
+            try await folder.store.update(ResourceKey(.node, "n1")) { _ in Self.node("n1") }
+        }
+        await #expect(throws: ProblemsError.self) {
+            try await folder.store.update(ResourceKey(.node, "n2")) { _ in Self.node("n3") }
+        }
+    }
+
     @Test("a watcher is told the state at once, and each change")
     func watching() async throws {
         let folder = try await Folder()
@@ -170,5 +191,39 @@ struct DatastoreTests {
         #expect(try await fresh.read().manifests[ResourceKey(.node, "n1")]?.content == Self.node("n1"))
         #expect(
             try FileManager.default.contentsOfDirectory(atPath: "\(path)/nodes") == ["n1.yaml"], "no torn file is left")
+    }
+}
+
+@Suite("Datastore: text")
+struct ManifestTextTests {
+    @Test(
+        "plain text has the type that JSON gives it; what YAML 1.1 adds is text",
+        arguments: [
+            ("1", .integer(1)), ("-7", .integer(-7)), ("1.5", .number(1.5)), ("1e3", .number(1000)),
+            ("true", .bool(true)),
+            ("null", .null), ("~", .null), ("yes", .string("yes")), ("10:30", .string("10:30")),
+            (".inf", .string(".inf")),
+            ("1:1:1:1:1:1:1:1:1:1:1", .string("1:1:1:1:1:1:1:1:1:1:1")),
+            ("9223372036854775807:00", .string("9223372036854775807:00")),
+            ("0x20000000", .string("0x20000000")), ("99999999999999999999", .number(1e20)),
+            ("10.0.0.1", .string("10.0.0.1")),
+        ] as [(String, ManifestValue)])
+    func scalars(_ text: String, _ value: ManifestValue) throws {
+        #expect(try ManifestText.parse("a: \(text)", origin: "test") == .object(["a": value]))
+        // And text stays text through writing and reading.
+        let quoted: ManifestValue = .object(["a": .string(text), "list": .array([.string(text)])])
+        #expect(try ManifestText.parse(try ManifestText.yaml(quoted), origin: "test") == quoted)
+    }
+
+    @Test("texts that grow by aliases, or nest without end, are refused")
+    func bombs() {
+        var text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+        for level in 1..<10 {
+            text += "a\(level): &a\(level) [\((0..<10).map { _ in "*a\(level - 1)" }.joined(separator: ", "))]\n"
+        }
+        let bomb = text
+        #expect(throws: ProblemsError.self) { try ManifestText.parse(bomb, origin: "test") }
+        let deep = String(repeating: "[", count: 200) + String(repeating: "]", count: 200)
+        #expect(throws: ProblemsError.self) { try ManifestText.parse(deep, origin: "test") }
     }
 }

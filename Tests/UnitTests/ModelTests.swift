@@ -90,6 +90,16 @@ struct ModelTests {
         #expect(
             settings.isEnabled(.ipv4) == true && settings.isEnabled(.ipv6) == true
                 && settings.ipv4.listeningPort == 4000)
+        let equal = Settings(
+            felix: [
+                felix(
+                    "default",
+                    .object(["wireguardInterfaceNameV6": "wireguard.cali", "wireguardListeningPort": .integer(51821)]))
+            ],
+            dataplane: [], node: "n1", problems: &problems)
+        #expect(problems.map(\.field).sorted() == ["spec.wireguardInterfaceNameV6", "spec.wireguardListeningPortV6"])
+        #expect(equal.ipv6.interfaceName == "wg-v6.cali" && equal.ipv6.listeningPort == 51820)
+        problems = []
         _ = Settings(
             felix: [
                 felix(

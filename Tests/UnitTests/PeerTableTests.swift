@@ -62,7 +62,7 @@ struct PeerTableTests {
     ) {
         let plan = Dictionary(uniqueKeysWithValues: plans.map { ($0.node, $0) })
         table.observe(device.state, plan, now: Self.start + after)
-        let (changes, stamped) = table.changes(device.state, plan, keepAlive: keepAlive)
+        let (changes, stamped) = table.changes(device.state, plan, keepAlive: keepAlive, now: Self.start + after)
         device.apply(changes)
         table.note(stamped: stamped)
         table.observe(device.state, plan, now: Self.start + after)
@@ -82,7 +82,21 @@ struct PeerTableTests {
         #expect(table.isReady("n2") && device.state.peers[Make.key(2)]?.keepAlive == 25)
         #expect(table.nextLook(["n2": peer], now: Self.start) == nil)
         // Nothing to do is nothing done.
-        #expect(table.changes(device.state, ["n2": peer], keepAlive: 25).changes.isEmpty)
+        #expect(table.changes(device.state, ["n2": peer], keepAlive: 25, now: Self.start).changes.isEmpty)
+    }
+
+    @Test("the side with the lower key begins the handshake, the other when nothing has come")
+    func courtesy() throws {
+        for (own, first) in [(UInt8(1), UInt16(1)), (9, 0)] {
+            var table = PeerTable()
+            var device = Device()
+            device.state.publicKey = Make.key(own)
+            let peer = try plan("n2", 5, "10.48.2.0/26")
+            pass(&table, &device, [peer])
+            #expect(device.state.peers[Make.key(5)]?.keepAlive == first)
+            pass(&table, &device, [peer], after: .milliseconds(300))
+            #expect(device.state.peers[Make.key(5)]?.keepAlive == 1)
+        }
     }
 
     @Test("another key for a node: the old peer carries until the new one has shaken hands")

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import BPF
+import DataplaneMaps
+import Datastore
+import Foundation
+import Lab
+import Model
+import OrderedCollections
+import SystemDescriptors
+import Testing
+import WireGuard
+
+/// Encryption that is on goes off by a word only, never by something missing.
+@Suite("Cluster: safety", .serialized)
+struct SafetyTests {
+    /// Replaces node1's agent while the datastore is in a state; then its status, once it has one.
+    private func restart(_ lab: Lab) async throws -> StatusReport {
+        try await lab.stopAgent("node1", signal: SIGKILL)
+        try? FileManager.default.removeItem(atPath: StatusReport.path(runDirectory: lab.paths.runDirectory("node1")))
+        _ = try await lab.startAgent("node1")
+        try await lab.wait("the next agent has worked") {
+            let status = lab.status("node1")
+            return status?.datastoreState == "ready" && !(status?.problems.isEmpty ?? true)
+                && status?.ipv4?.interface ?? 0 != 0
+        }
+        return try #require(lab.status("node1"))
+    }
+
+    @Test("a configuration that is broken, gone or misspelt does not switch encryption off, even for a new agent")
+    func configuration() async throws {
+        try await Cluster.run(families: [.ipv4]) { lab in
+            let file = "\(lab.paths.datastore)/felixconfigurations/default.yaml"
+            let good = try String(contentsOfFile: file, encoding: .utf8)
+            let server = try EchoServer(in: lab.place("node2-pod1"), port: Prober.port, isIPv6: [false])
+            defer { server.stop() }
+            let target = try await Cluster.pod(lab, "node2-pod1")
+            let probe = try LossProbe(in: lab.place("node1-pod1"), to: target.addresses[0].bytes)
+            let key = lab.status("node1")?.ipv4?.publicKey
+            for bad in [
+                "{", "kind: FelixConfiguration\nmetadata: {name: default}\nspec: {wireguardEnabled: 'true'}\n", nil,
+            ] {
+                if let bad {
+                    try bad.write(toFile: file, atomically: true, encoding: .utf8)
+                } else {
+                    try FileManager.default.removeItem(atPath: file)
+                }
+                let status = try await restart(lab)
+                #expect(status.mode == "ebpf" && status.ipv4?.publicKey == key)
+                #expect(status.ipv4?.peers.map(\.action) == ["tunnel"])
+                #expect(
+                    status.problems.contains {
+                        $0.resource.contains("elixConfiguration") || $0.resource.contains("felixconfigurations")
+                    })
+            }
+            // A patch does not replace what it cannot read.
+            try "{".write(toFile: file, atomically: true, encoding: .utf8)
+            let patch = try await Cluster.wgplane(
+                lab, "node2", "patch", "felixconfiguration", "default", "-p", "{spec: {wireguardMTU: 1400}}")
+            #expect(patch.status == 1 && patch.output.contains("is not overwritten"), "\(patch)")
+            #expect(try String(contentsOfFile: file, encoding: .utf8) == "{")
+            let report = try await Task.detachedThread { probe.stop() }
+            #expect(report.lost == 0, "\(report)")
+            #expect(try lab.maps("node1").counters.total(.clear).packets == 0)
+            // The word itself works.
+            try good.write(toFile: file, atomically: true, encoding: .utf8)
+            try await Cluster.switchWireGuard(lab, on: false)
+            try await lab.waitUntilSettled(enabled: false)
+        }
+    }
+
+    @Test("a Node that cannot be read loses a new agent no peer")
+    func unreadableNode() async throws {
+        try await Cluster.run(families: [.ipv4]) { lab in
+            for name in ["node2", "node1"] {
+                let file = "\(lab.paths.datastore)/nodes/\(name).yaml"
+                let good = try String(contentsOfFile: file, encoding: .utf8)
+                try "kind: Node\nmetadata: [".write(toFile: file, atomically: true, encoding: .utf8)
+                let status = try await restart(lab)
+                #expect(status.problems.contains { $0.resource == "nodes/\(name).yaml" })
+                let present = try await Cluster.onNode(lab, "node1") {
+                    try BackendSelection.state(device: "wireguard.cali")?.1.peers.values.map(\.allowedIPs.count) ?? []
+                }
+                #expect(present == [2])
+                let maps = try lab.maps("node1")
+                let slot = try maps.routes.slot(of: LabAddresses.pod(2, 1, .ipv4))
+                #expect(maps.destinations[slot].action == .tunnel)
+                try good.write(toFile: file, atomically: true, encoding: .utf8)
+                try await lab.waitUntilSettled(enabled: true)
+            }
+        }
+    }
+
+    @Test("one family off: the other goes on, and the address is given back")
+    func oneFamily() async throws {
+        try await Cluster.run { lab in
+            try await Cluster.patch(
+                lab, .felixConfiguration, "default", .object(["spec": .object(["wireguardEnabledV6": false])]))
+            try await lab.wait("IPv6 is off, and nothing of it is left", within: .seconds(3)) {
+                let blocks = try await lab.datastore.read().manifests(of: .ipamBlock)
+                return lab.status("node1")?.ipv6 == nil
+                    && !blocks.contains { "\($0.content)".contains("wireguard-v6-tunnel-addr-node1") }
+            }
+            #expect(lab.status("node1")?.ipv4?.peers.map(\.action) == ["tunnel"])
+            let shown = try await Cluster.execute(lab, "node1", ["ip", "-br", "link"])
+            #expect(shown.output.contains("wireguard.cali") && !shown.output.contains("wg-v6.cali"))
+            let node = try await lab.datastore.read().manifests[ResourceKey(.node, "node1")]
+            #expect(node?.annotations[NodeAnnotation.publicKey(.ipv6)] == nil)
+            #expect(node?.annotations[NodeAnnotation.publicKey(.ipv4)] != nil)
+        }
+    }
+
+    @Test("a new agent with another mechanism leaves none of the old one's programs")
+    func mechanismChanges() async throws {
+        try await Cluster.run(families: [.ipv4], attachment: .tc) { lab in
+            let layout = PinLayout(root: lab.paths.pins("node1"))
+            for (choice, filters, links) in [("TCX", 0, 5), ("TC", 1, 0)] {
+                try await Cluster.patch(
+                    lab, .felixConfiguration, "default", .object(["spec": .object(["bpfAttachType": .string(choice)])]))
+                try await lab.wait("the running agent says that it is not in force yet") {
+                    lab.status("node1")?.problems.contains { $0.field == "spec.bpfAttachType" } == true
+                }
+                try await lab.stopAgent("node1", signal: SIGTERM)
+                _ = try await lab.startAgent("node1")
+                try await lab.wait("the next agent uses \(choice) alone") {
+                    let shown = try await Cluster.execute(
+                        lab, "node1", ["tc", "filter", "show", "dev", "eth0", "egress"])
+                    let count = shown.output.split(separator: "\n").filter { $0.contains("handle 0x1") }.count
+                    return count == filters && layout.pinnedLinks().count == links
+                }
+                let prober = Prober(try lab.place("node1"))
+                let server = try EchoServer(in: lab.place("node2-pod1"), port: Prober.port, isIPv6: [false])
+                defer { server.stop() }
+                let address = LabAddresses.pod(2, 1, .ipv4).bytes
+                // While both stand, a host's packet is masqueraded twice, and dropped.
+                try await lab.wait("a host's connection through \(choice)", within: .seconds(3)) {
+                    try await Task.detachedThread { prober.ask(.tcp, address, identifier: 3, timeoutMilliseconds: 200) }
+                }
+            }
+        }
+    }
+}
