@@ -82,14 +82,23 @@ pods='(net 10.48.0.0/16 or net fd48::/48)'
 outer='(udp port 51820 or udp port 51821)'
 
 capture() { # FILE: everything that crosses the underlay
-	"$wgplane" lab exec --name $lab underlay -- tcpdump -i any -U -s 200 -Q in -w "$1" 'ip or ip6' 2>"$1.log" &
+	"$wgplane" lab exec --name $lab underlay -- tcpdump -i any -U --immediate-mode -B 16384 -s 200 -Q in -w "$1" 'ip or ip6' 2>"$1.log" &
 	jobs_started+=($!)
 	wait_for "the capture runs" 5 grep -q 'listening on' "$1.log"
 }
-stop_capture() {
+stop_capture() { # FILE: when what was sent has arrived in it
+	local size=-1
+	until [ "$size" = "$(stat -c %s "$1")" ]; do
+		size=$(stat -c %s "$1")
+		sleep 0.2
+	done
 	kill "${jobs_started[-1]}"
 	wait "${jobs_started[-1]}" 2>/dev/null || true
 	unset 'jobs_started[-1]'
+	grep -q '^0 packets dropped by kernel' "$1.log" || {
+		echo "demo: the capture has lost packets, so its counts prove nothing" >&2
+		return 1
+	}
 }
 
 step "Three nodes, two pods each, IPv4 and IPv6; WireGuard is off"
@@ -115,7 +124,7 @@ capture "$scratch/before.pcap"
 echo "attack at dawn" >&4
 wait_for "the words arrive" 5 grep -q 'attack at dawn' "$scratch/heard"
 wait_for "the capture has the words" 5 sh -c "tcpdump -A -r '$scratch/before.pcap' 2>/dev/null | grep -q 'attack at dawn'"
-stop_capture
+stop_capture "$scratch/before.pcap"
 before_clear=$(pcap_count "$scratch/before.pcap" "$pods and not $outer")
 say "On the underlay anybody reads:"
 tcpdump -A -r "$scratch/before.pcap" 2>/dev/null | grep -B 3 -A 1 'attack at dawn' | sed 's/^/  /' | head -8 >&3 || true
@@ -141,7 +150,7 @@ say "$server heard: $(paste -sd, "$scratch/heard" | sed 's/,/, /g')"
 step "ICMP, TCP and UDP between all pods, and from every node to the pods of the others"
 reached=yes
 "$wgplane" lab check --name $lab -o json >"$scratch/check.json" || reached=no
-stop_capture
+stop_capture "$scratch/after.pcap"
 exec 4>&-
 kill "$nc_client" "$nc_server" 2>/dev/null || true
 wait "$nc_client" "$nc_server" 2>/dev/null || true
