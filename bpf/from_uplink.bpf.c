@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Ingress of an uplink: who may speak WireGuard to us, and what arrives in clear. */
-#include "lib/steer.h"
+#include "lib/flow.h"
 
-/* Records a flow that came in clear, so that the host's answers go back so. */
+/* Records a pod's flow that came in clear, so that the host's answers go back so. */
 static __always_inline void record(const struct wgp_packet *p, const struct wgp_config *cfg,
 				   __u32 ifindex)
 {
 	struct wgp_flow *flow = wgp_flow_find(p, ifindex, 0);
-	struct wgp_flow fresh = {};
 
 	if (flow) {
 		wgp_flow_account(flow, p);
@@ -18,17 +17,7 @@ static __always_inline void record(const struct wgp_packet *p, const struct wgp_
 	/* The answer to what the host began is no flow of its own here. */
 	if (wgp_flow_find(p, 0, 1))
 		return;
-	fresh.config_generation = cfg->generation;
-	wgp_flow_resolve(&fresh, p);
-	fresh.flags = WGP_FLOW_CLEAR;
-	fresh.hook = WGP_HOOK_FROM_UPLINK;
-	fresh.packets = p->packets;
-	fresh.bytes = p->bytes;
-	fresh.tcp_flags = p->tcp_flags;
-	fresh.first_ns = wgp_now();
-	fresh.last_ns = fresh.first_ns;
-	if (wgp_flow_insert(p, ifindex, &fresh) && !wgp_flow_find(p, ifindex, 0))
-		wgp_count(p, WGP_HOOK_FROM_UPLINK, WGP_REASON_FLOW_TABLE_FULL);
+	wgp_flow_record(p, cfg, ifindex, WGP_HOOK_FROM_UPLINK, WGP_FLOW_CLEAR);
 }
 
 SEC("tc")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Ingress of a WireGuard device: decrypted packets, on their way to a pod or the host. */
-#include "lib/steer.h"
+#include "lib/flow.h"
+#include "lib/masquerade.h"
 
 /* Puts an Ethernet header on and hands the packet to the pod's device. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct wgp_packet *p, __u32 ifindex)
@@ -19,12 +20,7 @@ int from_wireguard(struct __sk_buff *skb)
 {
 	const struct wgp_config *cfg = wgp_config();
 	const struct wgp_local *local;
-	struct wgp_context context = {
-		.hook = WGP_HOOK_FROM_WIREGUARD,
-		.ifindex = skb->ifindex,
-		.outside = 1,
-	};
-	struct wgp_verdict verdict;
+	struct wgp_flow *flow;
 	struct wgp_packet packet;
 	int parsed = wgp_parse(skb, &packet);
 
@@ -43,7 +39,12 @@ int from_wireguard(struct __sk_buff *skb)
 			wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_UNMASQUERADED);
 	}
 	/* Counted under the host's own address, as the other direction is. */
-	wgp_decide(&packet, cfg, &context, &verdict);
+	flow = wgp_flow_find(&packet, skb->ifindex, 0);
+	if (flow)
+		wgp_flow_account(flow, &packet);
+	else
+		wgp_flow_record(&packet, cfg, skb->ifindex, WGP_HOOK_FROM_WIREGUARD,
+				WGP_FLOW_TUNNELLED);
 	if (!local)
 		return WGP_PASS;
 	if (local->kind == WGP_LOCAL_POD && local->ifindex && (cfg->flags & WGP_CONFIG_DIRECT))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Egress of a WireGuard device: the last hook before encryption. */
-#include "lib/steer.h"
+#include "lib/masquerade.h"
 
 SEC("tc")
 int to_wireguard(struct __sk_buff *skb)
@@ -19,15 +19,7 @@ int to_wireguard(struct __sk_buff *skb)
 		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_TO_WIREGUARD, parsed);
 	if (!cfg)
 		return WGP_PASS;
-	if (!(mark & WGP_MARK_COUNTED)) {
-		struct wgp_context context = {
-			.hook = WGP_HOOK_TO_WIREGUARD,
-			.ifindex = skb->ingress_ifindex,
-		};
-		struct wgp_verdict verdict;
-
-		wgp_decide(&packet, cfg, &context, &verdict);
-	}
+	/* What somebody's route has led here: a pod's source stays, the node's does not. */
 	if (!(mark & WGP_MARK_HOST)) {
 		const struct wgp_local *local = wgp_local(packet.family, &packet.source);
 

@@ -56,7 +56,8 @@ public struct Doctor: Sendable {
         defer { try? layout.remove() }
         do {
             try layout.create()
-            let loaded = try DataplanePrograms(layout)
+            var loaded = try DataplanePrograms(layout)
+            for hook in [Hook.toUplink, .fromUplink] { _ = try loaded.program(hook, isEthernet: false) }
             let instructions = loaded.all.compactMap { try? $0.program.information().verifiedInstructions }
             return Finding(
                 check: "BPF programs", verdict: .ok,

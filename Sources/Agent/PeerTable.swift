@@ -27,7 +27,7 @@ struct PeerTable: Sendable {
     }
 
     static let linger = Duration.milliseconds(300)
-    static let courtesy = Duration.milliseconds(250)
+    static let courtesy = Duration.milliseconds(150)
 
     /// A peer's state, for status.
     enum Readiness: String, Sendable, Codable {

@@ -61,45 +61,45 @@ public struct PinnedMaps: Sendable {
 /// The programs of the hooks.
 public struct DataplanePrograms: Sendable {
     private var programs: [Key: BPFProgram] = [:]
+    private let layout: PinLayout
+    private var useCoarseClock: Bool
 
     private struct Key: Hashable {
         var hook: Hook
         var isEthernet: Bool
     }
 
-    /// Loads every program, which makes and pins the maps that are missing.
-    ///
-    /// Uplinks may be Ethernet or not, so their programs are loaded in both forms.
+    /// Loads the programs for Ethernet and WireGuard devices, which makes and pins the maps
+    /// that are missing. Those for uplinks without an Ethernet header are loaded when asked for.
     public init(_ layout: PinLayout, useCoarseClock: Bool = true) throws(BPFError) {
+        self.layout = layout
+        self.useCoarseClock = useCoarseClock
         for (hook, isEthernet) in [
-            (Hook.fromPod, true), (.toUplink, true), (.toUplink, false), (.fromUplink, true), (.fromUplink, false),
-            (.toWireGuard, false), (.fromWireGuard, false),
-        ] {
-            var coarse = useCoarseClock
-            while true {
-                do {
-                    programs[Key(hook: hook, isEthernet: isEthernet)] = try Self.load(
-                        hook, layout, linkHeaderLength: isEthernet ? 14 : 0, coarse: coarse)
-                    break
-                } catch {
-                    // Before 5.11 there is no bpf_ktime_get_coarse_ns, which verifiers refuse in
-                    // different words.
-                    guard coarse, case .verifier = error else { throw error }
-                    coarse = false
-                }
+            (Hook.fromPod, true), (.toUplink, true), (.fromUplink, true), (.toWireGuard, false),
+            (.fromWireGuard, false),
+        ] { _ = try program(hook, isEthernet: isEthernet) }
+    }
+
+    /// The program of a hook for a device with or without an Ethernet header.
+    public mutating func program(_ hook: Hook, isEthernet: Bool) throws(BPFError) -> BPFProgram {
+        let key = Key(hook: hook, isEthernet: isEthernet)
+        if let program = programs[key] { return program }
+        while true {
+            do {
+                let program = try Self.load(
+                    hook, layout, linkHeaderLength: isEthernet ? 14 : 0, coarse: useCoarseClock)
+                programs[key] = program
+                return program
+            } catch {
+                // Before 5.11 there is no bpf_ktime_get_coarse_ns, which verifiers refuse in
+                // different words.
+                guard useCoarseClock, case .verifier = error else { throw error }
+                useCoarseClock = false
             }
         }
     }
 
-    /// The program of a hook for a device with or without an Ethernet header.
-    public func program(_ hook: Hook, isEthernet: Bool) -> BPFProgram {
-        guard let program = programs[Key(hook: hook, isEthernet: isEthernet)] else {
-            preconditionFailure("no program \(hook.name) for a device \(isEthernet ? "with" : "without") a link header")
-        }
-        return program
-    }
-
-    /// All programs with what tells them apart.
+    /// All programs that are loaded, with what tells them apart.
     public var all: [(hook: Hook, isEthernet: Bool, program: BPFProgram)] {
         programs.map { ($0.key.hook, $0.key.isEthernet, $0.value) }
             .sorted { ($0.hook.rawValue, $0.isEthernet ? 0 : 1) < ($1.hook.rawValue, $1.isEthernet ? 0 : 1) }

@@ -16,7 +16,7 @@ public struct EBPFSteering: SteeringBackend {
     public let maps: PinnedMaps
     public let mechanism: AttachmentMechanism
     private let layout: PinLayout
-    private let programs: DataplanePrograms
+    private var programs: DataplanePrograms
     private var slots = SlotAssignment()
     private var routes = Reconciler<CIDR, Int>()
     private var locals = Reconciler<IPAddress, LocalAddress>()
@@ -199,16 +199,19 @@ public struct EBPFSteering: SteeringBackend {
 
     private func pin(_ point: HookPoint) -> String { layout.link(hook: point.hook, interface: point.interface) }
 
-    private func programIdentifier(_ point: HookPoint) -> UInt32 {
+    /// The identifier of a hook's program; 0 when it cannot be loaded, which attaching will tell.
+    private mutating func programIdentifier(_ point: HookPoint) -> UInt32 {
         (try? programs.program(point.hook, isEthernet: point.isEthernet).information().identifier) ?? 0
     }
 
     private mutating func applyHooks(_ plan: SteeringPlan) {
-        let wanted = Dictionary(plan.hooks.map { ($0, programIdentifier($0)) }) { first, _ in first }
+        var wanted: [HookPoint: UInt32] = [:]
+        for point in plan.hooks { wanted[point] = programIdentifier(point) }
+        var programs = programs
         let view = self
         hooks.update(to: wanted) { point, _ in
             try view.attachment(point).attach(
-                view.programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
+                programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
         }
         // Which devices a preserved family has is not known.
         guard plan.preserved.isEmpty else { return }

@@ -96,7 +96,7 @@ struct KernelInterfaceTests {
         defer { try? layout.remove() }
         try layout.create()
         let programs = try DataplanePrograms(layout)
-        #expect(programs.all.count == 7)
+        #expect(programs.all.count == 5)
         let map = try BPFMap<UInt32, UInt32>(pinned: layout.map("route_addresses4"), name: "route_addresses4")
         for number in UInt32(0)..<10_000 { try map.update(number, number &* 3) }
         #expect(try map.lookup(77) == 231 && map.lookup(10_000) == nil)

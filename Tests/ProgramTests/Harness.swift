@@ -20,7 +20,7 @@ final class Harness {
 
     let layout: PinLayout
     let maps: PinnedMaps
-    let programs: DataplanePrograms
+    var programs: DataplanePrograms
 
     init() throws {
         layout = PinLayout(root: "/sys/fs/bpf/wgplane-test-\(getpid())-\(Int.random(in: 0..<1 << 30))")

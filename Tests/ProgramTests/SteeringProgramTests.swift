@@ -53,7 +53,7 @@ struct SteeringProgramTests {
         }
         #expect(try harness.count(.fromPod, .tunnelled) == 0)
         // ARP, and anything else that is not IP.
-        let program = harness.programs.program(.fromPod, isEthernet: true)
+        let program = try harness.programs.program(.fromPod, isEthernet: true)
         let arp = [UInt8](repeating: 0xff, count: 12) + [0x08, 0x06] + [UInt8](repeating: 0, count: 46)
         #expect(try program.testRun(arp, interface: 1).verdict == Harness.passed)
     }
@@ -173,7 +173,7 @@ struct SteeringProgramTests {
         let shortest = a.family == .ipv4 ? 34 : 54
         for length in shortest...whole.count {
             for hook in [Hook.fromPod, .toUplink, .fromUplink] {
-                let program = harness.programs.program(hook, isEthernet: true)
+                let program = try harness.programs.program(hook, isEthernet: true)
                 let verdict = try program.testRun(Array(whole[..<length]), interface: 1).verdict
                 #expect([Harness.passed, Harness.tunnelled].contains(verdict))
             }

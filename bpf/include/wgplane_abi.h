@@ -52,7 +52,7 @@
 /* IPv6 extension headers walked before a packet counts as unparsable. */
 #define WGP_MAX_EXTENSION_HEADERS 6
 /* Source ports tried before a masqueraded flow is dropped as exhausted. */
-#define WGP_MASQUERADE_TRIES 32
+#define WGP_MASQUERADE_TRIES 16
 
 /* ---- destinations ------------------------------------------------------ */
 

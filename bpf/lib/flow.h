@@ -135,6 +135,32 @@ static __always_inline void wgp_flow_resolve(struct wgp_flow *flow, const struct
 	flow->generation = flow->slot == slot ? generation : generation - 1;
 }
 
+/* Makes the entry of a flow that is only counted here, with its first packet. */
+static __always_inline void wgp_flow_record(const struct wgp_packet *p,
+					    const struct wgp_config *cfg, __u32 ifindex, __u8 hook,
+					    __u8 flags)
+{
+	struct wgp_flow fresh = {};
+	struct wgp_flow *flow;
+
+	fresh.config_generation = cfg->generation;
+	wgp_flow_resolve(&fresh, p);
+	fresh.flags = flags;
+	fresh.hook = hook;
+	fresh.packets = p->packets;
+	fresh.bytes = p->bytes;
+	fresh.tcp_flags = p->tcp_flags;
+	fresh.first_ns = wgp_now();
+	fresh.last_ns = fresh.first_ns;
+	if (!wgp_flow_insert(p, ifindex, &fresh))
+		return;
+	flow = wgp_flow_find(p, ifindex, 0);
+	if (flow)
+		wgp_flow_account(flow, p); /* another CPU was first */
+	else
+		wgp_count(p, hook, WGP_REASON_FLOW_TABLE_FULL);
+}
+
 /* Fills the verdict from the slot as it is now. */
 static __always_inline void wgp_verdict_fill(struct wgp_verdict *verdict, __u32 slot, __u32 flags,
 					     const struct wgp_destination *destination, __u64 word)

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The decision that all hooks share: a flow's entry, found or made, and what its
- * destination wants now. from_pod and to_uplink act on it; the WireGuard device's
- * hooks only count by it.
+ * The decision of from_pod and to_uplink: a flow's entry, found or made, and what its
+ * destination wants now.
  */
 #ifndef WGPLANE_LIB_STEER_H
 #define WGPLANE_LIB_STEER_H
