@@ -53,9 +53,10 @@ extension NodeController {
     }
 
     func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {
-        guard let state = families[family], let device = state.device else { return }
+        guard var state = families[family], let device = state.device else { return }
         let (changes, stamped) = state.peers.changes(
             device, peerPlans(family, plan), keepAlive: plan.settings.keepAlive, now: .now)
+        families[family]?.peers = state.peers
         if !changes.isEmpty {
             logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])
             try backend.apply(DeviceChange(peers: changes), to: device.name)

@@ -17,6 +17,7 @@ struct PeerTable: Sendable {
     private var ready: Set<PublicKey> = []
     private var stampedEndpoints: [PublicKey: Endpoint] = [:]
     private var waitingSince: [PublicKey: ContinuousClock.Instant] = [:]
+    private var attempts: [PublicKey: Int] = [:]
     /// Peers whose nodes are gone, or have WireGuard no more: kept a moment for what is under way.
     private(set) var retiring: [PublicKey: Retiring] = [:]
 
@@ -28,6 +29,8 @@ struct PeerTable: Sendable {
 
     static let linger = Duration.milliseconds(300)
     static let courtesy = Duration.milliseconds(150)
+    /// Ages of a handshake at which it is begun again; afterwards WireGuard's own five seconds do.
+    static let beginAgain: [Duration] = [.milliseconds(600), .milliseconds(1400), .seconds(3)]
 
     /// A peer's state, for status.
     enum Readiness: String, Sendable, Codable {
@@ -85,18 +88,25 @@ struct PeerTable: Sendable {
 
     /// What makes the device carry the plan. Nothing is taken from a peer before the one
     /// that gets it has it.
-    func changes(
+    mutating func changes(
         _ device: DeviceState, _ plan: [String: PeerPlan], keepAlive: UInt16, now: ContinuousClock.Instant
     ) -> (changes: [PeerChange], stamped: [PublicKey: Endpoint]) {
         var result: [PeerChange] = []
         var stamped = stampedEndpoints
+        let again = keysToBeginAgain(device, now)
         var given: Set<CIDR> = []
         var surplus: [CIDR] = []
         for (node, peer) in plan.sorted(by: { $0.key < $1.key }) {
             let carrier = carriers[node] ?? peer.publicKey
             for key in Set([peer.publicKey, carrier]).sorted() {
                 let wanted = key == carrier ? peer.allowedIPs : []
-                let present = device.peers[key]
+                var present = device.peers[key]
+                if again.contains(key) {
+                    var removal = PeerChange(key)
+                    removal.remove = true
+                    result.append(removal)
+                    present = nil
+                }
                 var change = PeerChange(key)
                 change.updateOnly = present != nil
                 change.allowedIPs = wanted.subtracting(present?.allowedIPs ?? []).sorted()
@@ -132,6 +142,21 @@ struct PeerTable: Sendable {
     private func mayProvoke(_ key: PublicKey, _ own: PublicKey?, _ now: ContinuousClock.Instant) -> Bool {
         guard let own, key < own else { return true }
         return now - (waitingSince[key] ?? now) >= Self.courtesy
+    }
+
+    /// When a handshake that this side has begun is lost, or met one from the other side, the
+    /// peer is made anew, which begins another at once.
+    private mutating func keysToBeginAgain(_ device: DeviceState, _ now: ContinuousClock.Instant) -> Set<PublicKey> {
+        guard let own = device.publicKey else { return [] }
+        attempts = attempts.filter { waitingSince[$0.key] != nil && !ready.contains($0.key) }
+        var result: Set<PublicKey> = []
+        for (key, since) in waitingSince where own < key && !ready.contains(key) && device.peers[key] != nil {
+            let attempt = attempts[key] ?? 0
+            guard attempt < Self.beginAgain.count, now - since >= Self.beginAgain[attempt] else { continue }
+            attempts[key] = attempt + 1
+            result.insert(key)
+        }
+        return result
     }
 
     mutating func note(stamped: [PublicKey: Endpoint]) { stampedEndpoints = stamped }
