@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import BPF
 internal import DataplaneMaps
 internal import Datastore
 internal import DesiredState
@@ -8,7 +7,6 @@ internal import Logging
 internal import Model
 internal import Netlink
 internal import Steering
-internal import SystemDescriptors
 internal import WireGuard
 
 /// The WireGuard devices and their peers.

@@ -6,7 +6,6 @@ internal import Datastore
 internal import DesiredState
 internal import Logging
 internal import Model
-internal import Netlink
 internal import Steering
 internal import SystemDescriptors
 internal import WireGuard

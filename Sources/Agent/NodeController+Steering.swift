@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import BPF
 internal import DataplaneMaps
 internal import Datastore
 internal import DesiredState
-internal import Logging
 internal import Model
 internal import Netlink
 internal import Steering
-internal import SystemDescriptors
 internal import WireGuard
 
 /// What the data plane should be.

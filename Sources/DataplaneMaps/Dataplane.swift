@@ -34,7 +34,7 @@ public struct PinnedMaps: Sendable {
     public func list() throws(BPFError) -> [(name: String, information: BPFMapInformation, entries: Int)] {
         var result: [(name: String, information: BPFMapInformation, entries: Int)] = []
         func add<Key, Value>(_ map: BPFMap<Key, Value>) throws(BPFError) {
-            let isArray = map.information.flags & 1 == 0
+            let isArray = map.information.typeName.hasSuffix("array")
             result.append(
                 (map.name, map.information, isArray ? map.information.maximumEntries : try map.keys().count))
         }
