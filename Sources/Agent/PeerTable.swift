@@ -30,7 +30,7 @@ struct PeerTable: Sendable {
     static let linger = Duration.milliseconds(300)
     static let courtesy = Duration.milliseconds(150)
     /// Ages of a handshake at which it is begun again; afterwards WireGuard's own five seconds do.
-    static let beginAgain: [Duration] = [.milliseconds(600), .milliseconds(1400), .seconds(3)]
+    static let beginAgain: [Duration] = [.milliseconds(300), .milliseconds(800), .milliseconds(1800)]
 
     /// A peer's state, for status.
     enum Readiness: String, Sendable, Codable {

@@ -108,17 +108,17 @@ struct PeerTableTests {
             device.state.publicKey = Make.key(own)
             let peer = try plan("n2", 5, "10.48.2.0/26")
             pass(&table, &device, [peer])
-            pass(&table, &device, [peer], after: .milliseconds(400))
+            pass(&table, &device, [peer], after: .milliseconds(200))
             device.state.peers[Make.key(5)]?.sentBytes = 148
-            pass(&table, &device, [peer], after: .milliseconds(700))
+            pass(&table, &device, [peer], after: .milliseconds(400))
             #expect((device.state.peers[Make.key(5)]?.sentBytes == 0) == isAnew)
             #expect(device.state.peers[Make.key(5)]?.allowedIPs == peer.allowedIPs)
             #expect(device.state.peers[Make.key(5)]?.endpoint == peer.endpoint)
             device.state.peers[Make.key(5)]?.sentBytes = 296
-            pass(&table, &device, [peer], after: .milliseconds(800))
+            pass(&table, &device, [peer], after: .milliseconds(500))
             #expect(device.state.peers[Make.key(5)]?.sentBytes == 296, "not at every pass")
             device.shakeHands(5)
-            pass(&table, &device, [peer], after: .milliseconds(1500))
+            pass(&table, &device, [peer], after: .milliseconds(900))
             #expect(table.isReady("n2") && device.state.peers[Make.key(5)]?.sentBytes == 296)
         }
     }
