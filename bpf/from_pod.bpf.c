@@ -24,7 +24,7 @@ int from_pod(struct __sk_buff *skb)
 		return wgp_drop(&packet, WGP_HOOK_FROM_POD, WGP_REASON_DROP_NO_TUNNEL);
 	if (wgp_is_steered(&verdict) && (cfg->flags & WGP_CONFIG_DIRECT))
 		return wgp_tunnel(skb, &packet, WGP_HOOK_FROM_POD, &verdict);
-	skb->mark |= WGP_MARK_COUNTED;
+	skb->mark = (skb->mark & ~WGP_MARK_HOST) | WGP_MARK_COUNTED;
 	return WGP_PASS;
 }
 

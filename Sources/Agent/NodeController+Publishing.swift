@@ -11,8 +11,10 @@ extension NodeController {
     /// The annotations as they should be; nil removes one.
     func wantedAnnotations() -> [String: String?] {
         var result: [String: String?] = [:]
-        for family in AddressFamily.allCases where !unsettled.contains(family) {
+        for family in AddressFamily.allCases {
             let state = families[family].flatMap { $0.drainingUntil == nil ? $0 : nil }
+            // A device that cannot be looked at keeps its key's annotation, unless it is to go.
+            if state != nil, unsettled.contains(family) { continue }
             result.updateValue(state?.device?.publicKey?.description, forKey: NodeAnnotation.publicKey(family))
             result.updateValue(
                 state?.device == nil ? nil : state?.address?.description,

@@ -176,6 +176,7 @@ public actor NodeController {
 
     func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
         let now = ContinuousClock.now
+        unsettled = []
         try adoptPinned(plan)
         updatePhases(plan, now, &problems)
         guard !families.isEmpty else {
@@ -210,7 +211,6 @@ public actor NodeController {
                     value: plan.settings.dataInterfacePattern, message: "matches no device that is up",
                     remedy: "set it to a regular expression that matches the node's uplinks"))
         }
-        unsettled = []
         for family in families.keys.sorted() {
             do {
                 try ensureDevice(family, plan, backend, route, uplinks, facts, steering)

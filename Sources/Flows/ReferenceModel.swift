@@ -84,7 +84,7 @@ public struct ReferenceModel: Sendable {
         let action = actions[flow.slot] ?? .clear
         if action == .drop, !flow.isPassed { return Outcome(verdict: .drop, mark: mark) }
         if action == .tunnel, !flow.isPassed, config.isDirect { return redirect(flow) }
-        return Outcome(verdict: .pass, mark: mark | PacketMark.counted)
+        return Outcome(verdict: .pass, mark: mark & ~PacketMark.host | PacketMark.counted)
     }
 
     public mutating func toUplink(

@@ -106,7 +106,8 @@ public final class UserspaceBackend: WireGuardBackend {
     public func delete(device: String) throws {
         // The program ends when its socket is unlinked or its device deleted.
         try? removeFile(socketPath(device))
-        if let link = try route.link(named: device), link.kind == "tun" { try route.deleteLink(named: device) }
+        guard let link = try route.link(named: device), link.kind == "tun" else { return }
+        try route.deleteLink(named: device)
         let deadline = monotonicNanoseconds() + 3_000_000_000
         while try route.link(named: device) != nil, monotonicNanoseconds() < deadline { usleep(2000) }
     }

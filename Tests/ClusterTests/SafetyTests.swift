@@ -92,6 +92,38 @@ struct SafetyTests {
         }
     }
 
+    @Test("a device that is somebody else's: what is in place stays, and the word to switch off still works")
+    func foreignDevice() async throws {
+        try await Cluster.run(families: [.ipv4]) { lab in
+            let key = try #require(lab.status("node1")?.ipv4?.publicKey)
+            try await lab.stopAgent("node1", signal: SIGKILL)
+            for arguments in [["delete", "wireguard.cali"], ["add", "wireguard.cali", "type", "bridge"]] {
+                let result = try await Cluster.execute(lab, "node1", ["ip", "link"] + arguments)
+                #expect(result.status == 0, "\(result)")
+            }
+            try? FileManager.default.removeItem(
+                atPath: StatusReport.path(runDirectory: lab.paths.runDirectory("node1")))
+            _ = try await lab.startAgent("node1")
+            try await lab.wait("the next agent has named the device") {
+                lab.status("node1")?.problems.contains { $0.resource == "Device/wireguard.cali" } == true
+            }
+            let maps = try lab.maps("node1")
+            let slot = try maps.routes.slot(of: LabAddresses.pod(2, 1, .ipv4))
+            #expect(maps.destinations[slot].action == .tunnel, "nothing goes in clear for it")
+            #expect(PinLayout(root: lab.paths.pins("node1")).pinnedLinks().contains { $0.hook == .fromPod })
+            let node = try await lab.datastore.read().manifests[ResourceKey(.node, "node1")]
+            #expect(node?.annotations[NodeAnnotation.publicKey(.ipv4)] == key.description)
+            try await Cluster.switchWireGuard(lab, on: false)
+            try await lab.waitUntilSettled(enabled: false, within: .seconds(3))
+            try await lab.wait("the annotation is withdrawn", within: .seconds(2)) {
+                let node = try await lab.datastore.read().manifests[ResourceKey(.node, "node1")]
+                return node?.annotations[NodeAnnotation.publicKey(.ipv4)] == nil
+            }
+            let shown = try await Cluster.execute(lab, "node1", ["ip", "-br", "link"])
+            #expect(shown.output.contains("wireguard.cali"), "the other's device is left alone")
+        }
+    }
+
     @Test("one family off: the other goes on, and the address is given back")
     func oneFamily() async throws {
         try await Cluster.run { lab in

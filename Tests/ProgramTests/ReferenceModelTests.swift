@@ -43,7 +43,8 @@ struct ReferenceModelTests {
             let hasEthernet = Bool.random(using: &random)
             let bytes = Self.packet(&random, hasEthernet: hasEthernet)
             let parsed = ParsedPacket(bytes, hasEthernet: hasEthernet)
-            let mark: UInt32 = [0, 0, 0x2000_0000, PacketMark.counted].randomElement(using: &random) ?? 0
+            let mark: UInt32 =
+                [0, 0, 0x2000_0000, PacketMark.counted, PacketMark.host].randomElement(using: &random) ?? 0
             let ingress: UInt32 = [0, 0, 1, 1, Harness.wireGuard].randomElement(using: &random) ?? 0
             let hook: Hook
             let expected: ReferenceModel.Outcome
