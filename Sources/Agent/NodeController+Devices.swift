@@ -41,6 +41,8 @@ extension NodeController {
             try manager.setAddress(address, interface: device.interface, present: facts.addresses)
         }
         state.device = device
+        let received = device.peers.values.reduce(0) { $0 + $1.receivedBytes }
+        if received != state.received.bytes { state.received = (received, .now) }
     }
 
     /// Notes handshakes, and which key carries each node's traffic.

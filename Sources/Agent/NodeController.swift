@@ -47,6 +47,8 @@ public actor NodeController {
         var settings: DeviceSettings
         /// Nil: on. Otherwise when the device goes.
         var drainingUntil: ContinuousClock.Instant?
+        /// Bytes that the peers have sent, and when that last changed.
+        var received: (bytes: UInt64, at: ContinuousClock.Instant) = (0, .now)
         var device: DeviceState?
         var address: IPAddress?
         var mtu: UInt32 = 0
@@ -59,7 +61,10 @@ public actor NodeController {
         }
     }
 
+    /// How long a device outlives the word that switches it off, at least; and how long its
+    /// peers must have been silent, for they may hear of it late.
     static let drainTime = Duration.milliseconds(500)
+    static let drainSilence = Duration.milliseconds(300)
     static let auditPeriod = Duration.seconds(10)
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
@@ -132,7 +137,7 @@ public actor NodeController {
         var next = Self.auditPeriod
         for (family, state) in families {
             if let look = state.peers.nextLook(plan[family].peers, now: .now) { next = min(next, look) }
-            if let until = state.drainingUntil { next = min(next, max(.milliseconds(1), until - .now)) }
+            if let until = state.drainingUntil { next = min(next, max(.milliseconds(20), until - .now)) }
         }
         if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
         if let retry = steering?.nextRetry { next = min(next, max(.milliseconds(10), retry - .now)) }
@@ -290,7 +295,8 @@ public actor NodeController {
                     continue
                 }
                 // The others must have been told, or they tunnel into nothing.
-                guard until <= now, isWithdrawn(family) || until + .seconds(10) <= now else { continue }
+                let isSilent = isWithdrawn(family) && now - state.received.at >= Self.drainSilence
+                guard until <= now, isSilent || until + .seconds(10) <= now else { continue }
                 do {
                     try backend?.delete(device: state.settings.interfaceName)
                     families[family] = nil

@@ -72,11 +72,11 @@ public struct DestinationTable: Sendable {
         }
     }
 
-    /// Writes family and lanes; the action is set after it, by a store of its own.
-    public func setLanes(_ slot: Int, family: AddressFamily?, interfaces: [UInt32]) {
-        precondition(interfaces.count <= Int(WGP_MAX_LANES))
+    /// Writes family and lanes, at least one; the action is set after it, by a store of its own.
+    public func setLanes(_ slot: Int, family: AddressFamily, interfaces: [UInt32]) {
+        precondition((1...Int(WGP_MAX_LANES)).contains(interfaces.count))
         var value = wgp_destination()
-        value.family = family?.rawValue ?? 0
+        value.family = family.rawValue
         value.lane_count = UInt8(interfaces.count)
         let current = mapping[slot]
         let header = [value.family, value.lane_count]

@@ -16,6 +16,8 @@ public final class EchoServer: Sendable {
             try isIPv6.map { v6 in
                 let any = [UInt8](repeating: 0, count: v6 ? 16 : 4)
                 let udp = try InternetSocket(.udp, isIPv6: v6, timeoutMilliseconds: 100)
+                // Loss is to be the network's, not that of a busy machine's echo.
+                try udp.setReceiveBuffer(8 << 20)
                 try udp.bind(SocketAddress(any, port: port))
                 let tcp = try InternetSocket(.tcp, isIPv6: v6, timeoutMilliseconds: 100)
                 try tcp.bind(SocketAddress(any, port: port))

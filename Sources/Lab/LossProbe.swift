@@ -9,6 +9,8 @@ public struct LossReport: Sendable, Codable, Equatable {
     public var answered = 0
     /// Longest time between two answers, in milliseconds.
     public var longestGap = 0.0
+    /// Numbers of the packets that had no answer, in runs: "12-14 300".
+    public var missing = ""
 
     public var lost: Int { sent - answered }
 }
@@ -34,7 +36,7 @@ public final class LossProbe: Sendable {
     public init(in place: NamespaceFiles, to address: [UInt8], interval: UInt32 = 1000) throws {
         let socket = try place.run {
             let socket = try InternetSocket(.udp, isIPv6: address.count == 16, timeoutMilliseconds: 300)
-            try socket.setReceiveBuffer(1 << 20)
+            try socket.setReceiveBuffer(8 << 20)
             try socket.connect(SocketAddress(address, port: Prober.port))
             return socket
         }
@@ -74,9 +76,24 @@ public final class LossProbe: Sendable {
     public var sent: Int { record.state.withLock { $0.sent } }
 
     public var report: LossReport {
-        record.state.withLock {
-            LossReport(sent: $0.sent, answered: $0.answered.count, longestGap: Double($0.longestGap) / 1e6)
+        record.state.withLock { state in
+            LossReport(
+                sent: state.sent, answered: state.answered.count, longestGap: Double(state.longestGap) / 1e6,
+                missing: Self.runs((0..<UInt32(state.sent)).filter { !state.answered.contains($0) }))
         }
+    }
+
+    private static func runs(_ numbers: [UInt32]) -> String {
+        var runs: [ClosedRange<UInt32>] = []
+        for number in numbers {
+            if let last = runs.last, last.upperBound + 1 == number {
+                runs[runs.count - 1] = last.lowerBound...number
+            } else {
+                runs.append(number...number)
+            }
+        }
+        return runs.map { $0.count == 1 ? "\($0.lowerBound)" : "\($0.lowerBound)-\($0.upperBound)" }
+            .joined(separator: " ")
     }
 
     /// Stops, waits for what is under way, and tells.

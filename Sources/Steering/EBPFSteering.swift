@@ -118,7 +118,11 @@ public struct EBPFSteering: SteeringBackend {
                 try maps.destinations.setOwner(slot, owner)
                 slots.setOwner(slot, owner)
             }
-            maps.destinations.setLanes(slot, family: key.family, interfaces: peer.lanes)
+            // Lanes are never taken away: the slot's word says tunnel until its action is set, and
+            // a program that has read the word reads the lanes after it.
+            if !peer.lanes.isEmpty {
+                maps.destinations.setLanes(slot, family: key.family, interfaces: peer.lanes)
+            }
         }
     }
 
@@ -130,7 +134,6 @@ public struct EBPFSteering: SteeringBackend {
             }
             maps.destinations.setAction(slot, .clear)
             maps.destinations.raiseGeneration(slot)
-            maps.destinations.setLanes(slot, family: nil, interfaces: [])
             try maps.destinations.setOwner(slot, nil)
             slots.release(key)
         }

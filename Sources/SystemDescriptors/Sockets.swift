@@ -110,8 +110,10 @@ public struct InternetSocket: Sendable {
         }
     }
 
-    /// `SO_RCVBUF`, in bytes.
-    public func setReceiveBuffer(_ bytes: Int) throws(Errno) { try setOption(SOL_SOCKET, SO_RCVBUF, Int32(bytes)) }
+    /// `SO_RCVBUFFORCE`, in bytes: also beyond `net.core.rmem_max`, for root.
+    public func setReceiveBuffer(_ bytes: Int) throws(Errno) {
+        try setOption(SOL_SOCKET, SO_RCVBUFFORCE, Int32(bytes))
+    }
 
     public func bind(_ address: SocketAddress) throws(Errno) {
         try retryingInterrupts { unsafe address.withPointer { unsafe Glibc.bind(descriptor.rawValue, $0, $1) } }

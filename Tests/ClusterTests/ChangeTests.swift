@@ -247,7 +247,7 @@ struct ChangeTests {
         try await Cluster.run { lab in
             try await undisturbed(lab) {
                 try await Cluster.switchWireGuard(lab, on: false)
-                try await lab.waitUntilSettled(enabled: false, within: .milliseconds(1500))
+                try await lab.waitUntilSettled(enabled: false, within: .seconds(3))
                 for node in lab.nodeNames() {
                     let root = lab.paths.pins(node)
                     #expect(!FileManager.default.fileExists(atPath: root), "pins")
