@@ -2,28 +2,71 @@
 /* Ingress of a local pod's host-side device: everything the pod sends. */
 #include "lib/steer.h"
 
+/* Back to the pod, from the address that the far side would answer from. */
+static __always_inline int too_big(struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
+{
+	if (wgp_answer_too_big(skb, p, mtu, 1))
+		return wgp_drop(skb, p, WGP_HOOK_FROM_POD, WGP_REASON_DROP_TOO_BIG_QUIET);
+	wgp_drop(skb, p, WGP_HOOK_FROM_POD, WGP_REASON_DROP_TOO_BIG);
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* What forwarding by the stack would have done, and into the tunnel. */
+static __always_inline int forward(struct __sk_buff *skb, const struct wgp_packet *p,
+				   const struct wgp_config *cfg, const struct wgp_verdict *verdict)
+{
+	__u32 mtu = wgp_exceeds(skb, p, cfg);
+
+	if (mtu && p->may_split)
+		wgp_count(p, WGP_HOOK_FROM_POD, WGP_REASON_OVERSIZED);
+	else if (mtu)
+		return too_big(skb, p, mtu);
+	if (wgp_hop(skb, p))
+		return wgp_drop(skb, p, WGP_HOOK_FROM_POD, WGP_REASON_DROP_REWRITE_FAILED);
+	return wgp_tunnel(skb, p, cfg, WGP_HOOK_FROM_POD, verdict);
+}
+
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct wgp_context context = {
-		.hook = WGP_HOOK_FROM_POD,
-		.ifindex = skb->ifindex,
-		.outside = 1,
-	};
 	const struct wgp_config *cfg = wgp_config();
-	struct wgp_verdict verdict;
-	struct wgp_packet packet;
-	int parsed = wgp_parse(skb, &packet);
+	struct wgp_work *w = wgp_work();
+	struct wgp_packet *p;
+	const struct wgp_verdict *verdict;
+	__u32 leak;
+	int parsed;
 
-	if (parsed)
-		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_FROM_POD, parsed);
-	if (!cfg || !wgp_enabled(cfg, &packet))
+	if (!w)
 		return WGP_PASS;
-	wgp_decide(&packet, cfg, &context, &verdict);
-	if (verdict.action == WGP_ACTION_DROP && !(verdict.flags & WGP_FLOW_PASS))
-		return wgp_drop(&packet, WGP_HOOK_FROM_POD, WGP_REASON_DROP_NO_TUNNEL);
-	if (wgp_is_steered(&verdict) && (cfg->flags & WGP_CONFIG_DIRECT))
-		return wgp_tunnel(skb, &packet, WGP_HOOK_FROM_POD, &verdict);
+	p = &w->packet;
+	verdict = &w->verdict;
+	parsed = wgp_parse(skb);
+	if (parsed)
+		return wgp_unparsed(skb, w, cfg, WGP_HOOK_FROM_POD, parsed);
+	if (!cfg || !wgp_enabled(cfg, p))
+		return WGP_PASS;
+	w->context.hook = WGP_HOOK_FROM_POD;
+	w->context.ifindex = skb->ifindex;
+	w->context.reply_ifindex = 0;
+	w->context.counted = 0;
+	w->context.is_pod = 1;
+	wgp_decide(skb, w, cfg);
+	if (verdict->flags & WGP_FLOW_SPOOFED)
+		return wgp_drop(skb, p, WGP_HOOK_FROM_POD, WGP_REASON_DROP_SPOOFED);
+	if (verdict->action == WGP_ACTION_DROP && !(verdict->flags & WGP_FLOW_PASS))
+		return wgp_drop(skb, p, WGP_HOOK_FROM_POD, WGP_REASON_DROP_NO_TUNNEL);
+	if (wgp_is_steered(verdict)) {
+		/* The last hop's errors, and fragments that conntrack may want whole, are the stack's. */
+		if ((cfg->flags & WGP_CONFIG_DIRECT) && !(verdict->flags & WGP_FLOW_STACK) &&
+		    !p->fragment && p->hop_limit > 1)
+			return forward(skb, p, cfg, verdict);
+	} else if (verdict->slot != WGP_SLOT_LOCAL) {
+		leak = wgp_leak(verdict, cfg);
+		if (leak >= WGP_REASON_FIRST_DROP) {
+			wgp_flow_mark(p, w->context.ifindex, 0, leak);
+			return wgp_drop(skb, p, WGP_HOOK_FROM_POD, leak);
+		}
+	}
 	skb->mark = (skb->mark & ~WGP_MARK_HOST) | WGP_MARK_COUNTED;
 	return WGP_PASS;
 }

@@ -1,18 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Ingress of a WireGuard device: decrypted packets, on their way to a pod or the host. */
+#include "lib/conntrack.h"
 #include "lib/flow.h"
 #include "lib/masquerade.h"
 
-/* Puts an Ethernet header on and hands the packet to the pod's device. */
+/* Does the packet, or each segment of one, fit into the pod's device? */
+static __always_inline int fits(const struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
+{
+	__u32 size = skb->len - p->network_offset;
+
+	if (skb->gso_size)
+		size = p->payload_offset - p->network_offset + skb->gso_size;
+	return !mtu || size <= mtu;
+}
+
+/* Puts an Ethernet header on and hands the packet to the pod's device, a hop older. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct wgp_packet *p, __u32 ifindex)
 {
 	__be16 protocol = bpf_htons(p->family == 4 ? ETH_P_IP : ETH_P_IPV6);
 	struct ethhdr header = {.h_proto = protocol};
 
-	if (bpf_skb_change_head(skb, sizeof(header), 0) ||
+	if (wgp_hop(skb, p) || bpf_skb_change_head(skb, sizeof(header), 0) ||
 	    bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
-		return wgp_drop(p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DROP_REWRITE_FAILED);
+		return wgp_drop(skb, p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DROP_REWRITE_FAILED);
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
+/* The flow's entry, made where there is none. Returns enum wgp_flow_flag bits. */
+static __always_inline __u32 account(struct __sk_buff *skb, const struct wgp_packet *p,
+				     const struct wgp_config *cfg, const struct wgp_local *local)
+{
+	struct wgp_flow *flow = wgp_flow_find(p, skb->ifindex, 0);
+	__u32 flags = WGP_FLOW_TUNNELLED;
+
+	if (flow) {
+		wgp_flow_account(flow, p);
+		return flow->flags;
+	}
+	if (local && local->kind == WGP_LOCAL_POD && (cfg->flags & WGP_CONFIG_DIRECT) &&
+	    (cfg->flags & WGP_CONFIG_CONNTRACK) && wgp_conntrack_knows(skb, p))
+		flags |= WGP_FLOW_STACK;
+	wgp_flow_record(p, cfg, skb->ifindex, WGP_HOOK_FROM_WIREGUARD, flags);
+	return flags;
 }
 
 SEC("tc")
@@ -20,36 +49,38 @@ int from_wireguard(struct __sk_buff *skb)
 {
 	const struct wgp_config *cfg = wgp_config();
 	const struct wgp_local *local;
-	struct wgp_flow *flow;
-	struct wgp_packet packet;
-	int parsed = wgp_parse(skb, &packet);
+	struct wgp_work *w = wgp_work();
+	struct wgp_packet *p;
+	__u32 flags;
+	int parsed;
 
+	if (!w)
+		return WGP_PASS;
+	p = &w->packet;
+	parsed = wgp_parse(skb);
 	if (parsed)
-		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_FROM_WIREGUARD, parsed);
+		return wgp_unparsed(skb, w, NULL, WGP_HOOK_FROM_WIREGUARD, parsed);
 	if (!cfg)
 		return WGP_PASS;
-	wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DECRYPTED);
-	local = wgp_local(packet.family, &packet.destination);
+	wgp_count(p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DECRYPTED);
+	local = wgp_local(p->family, &p->destination);
 	if (local && local->kind == WGP_LOCAL_TUNNEL) {
-		int result = wgp_masquerade_in(skb, &packet);
+		int result = wgp_is_icmp_error(p) ? wgp_error_in(skb) : wgp_masquerade_in(skb);
 
 		if (result < 0)
-			return wgp_drop(&packet, WGP_HOOK_FROM_WIREGUARD, -result);
+			return wgp_drop(skb, p, WGP_HOOK_FROM_WIREGUARD, -result);
 		if (result)
-			wgp_count(&packet, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_UNMASQUERADED);
+			wgp_count(p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_UNMASQUERADED);
 	}
+	wgp_clamp_mss(skb, p, cfg, WGP_HOOK_FROM_WIREGUARD);
 	/* Counted under the host's own address, as the other direction is. */
-	flow = wgp_flow_find(&packet, skb->ifindex, 0);
-	if (flow)
-		wgp_flow_account(flow, &packet);
-	else
-		wgp_flow_record(&packet, cfg, skb->ifindex, WGP_HOOK_FROM_WIREGUARD,
-				WGP_FLOW_TUNNELLED);
-	if (!local)
+	flags = account(skb, p, cfg, local);
+	/* What netfilter knows, fragments, and what must be answered with an error: the stack's. */
+	if (!local || local->kind != WGP_LOCAL_POD || !local->ifindex ||
+	    !(cfg->flags & WGP_CONFIG_DIRECT) || (flags & WGP_FLOW_STACK) || p->fragment ||
+	    p->hop_limit <= 1 || !fits(skb, p, local->mtu))
 		return WGP_PASS;
-	if (local->kind == WGP_LOCAL_POD && local->ifindex && (cfg->flags & WGP_CONFIG_DIRECT))
-		return deliver(skb, &packet, local->ifindex);
-	return WGP_PASS;
+	return deliver(skb, p, local->ifindex);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -14,43 +14,77 @@ static __always_inline int is_outer(const struct __sk_buff *skb, const struct wg
 	return wgp_endpoint(p->family, &p->destination) != NULL;
 }
 
+/* The answer goes in again by the uplink, as if the far side had sent it. */
+static __always_inline int too_big(struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
+{
+	if (wgp_answer_too_big(skb, p, mtu, 0))
+		return wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_TOO_BIG_QUIET);
+	wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_TOO_BIG);
+	skb->mark = WGP_MARK_COUNTED;
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+static __always_inline int forward(struct __sk_buff *skb, const struct wgp_packet *p,
+				   const struct wgp_config *cfg, const struct wgp_verdict *verdict)
+{
+	__u32 mtu = wgp_exceeds(skb, p, cfg);
+
+	if (mtu && (p->may_split || p->fragment))
+		wgp_count(p, WGP_HOOK_TO_UPLINK, WGP_REASON_OVERSIZED);
+	else if (mtu)
+		return too_big(skb, p, mtu);
+	return wgp_tunnel(skb, p, cfg, WGP_HOOK_TO_UPLINK, verdict);
+}
+
 SEC("tc")
 int to_uplink(struct __sk_buff *skb)
 {
-	struct wgp_context context = {
-		.hook = WGP_HOOK_TO_UPLINK,
-		.ifindex = skb->ingress_ifindex,
-		.reply_ifindex = skb->ifindex,
-		.counted = !!(skb->mark & WGP_MARK_COUNTED),
-	};
 	const struct wgp_config *cfg = wgp_config();
-	struct wgp_verdict verdict;
-	struct wgp_packet packet;
-	int parsed = wgp_parse(skb, &packet);
+	struct wgp_work *w = wgp_work();
+	struct wgp_packet *p;
+	const struct wgp_verdict *verdict;
+	__u32 counted = skb->mark & WGP_MARK_COUNTED;
+	__u32 ifindex = skb->ingress_ifindex;
+	__u32 leak;
+	int parsed;
 
-	if (context.counted)
+	if (!w)
+		return WGP_PASS;
+	p = &w->packet;
+	verdict = &w->verdict;
+	if (counted)
 		skb->mark &= ~WGP_MARK_COUNTED;
+	parsed = wgp_parse(skb);
 	if (parsed)
-		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_TO_UPLINK, parsed);
-	if (!cfg || !wgp_enabled(cfg, &packet) || is_outer(skb, &packet, cfg))
+		return wgp_unparsed(skb, w, cfg, WGP_HOOK_TO_UPLINK, parsed);
+	if (!cfg || !wgp_enabled(cfg, p) || is_outer(skb, p, cfg))
 		return WGP_PASS;
 	/* What was decrypted here goes out again to nobody's pod. */
-	if (context.ifindex &&
-	    (context.ifindex == cfg->ifindex4 || context.ifindex == cfg->ifindex6) &&
-	    wgp_slot_of(packet.family, &packet.destination) != WGP_SLOT_OUTSIDE)
-		return wgp_drop(&packet, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NOT_HERE);
-	wgp_decide(&packet, cfg, &context, &verdict);
-	if (verdict.action == WGP_ACTION_DROP)
-		return wgp_drop(&packet, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NO_TUNNEL);
-	if (wgp_is_steered(&verdict))
-		return wgp_tunnel(skb, &packet, WGP_HOOK_TO_UPLINK, &verdict);
-	if (verdict.slot >= WGP_SLOT_POOL) {
-		struct wgp_flow *flow = wgp_flow_find(&packet, context.ifindex, 0);
-
-		wgp_count(&packet, WGP_HOOK_TO_UPLINK, WGP_REASON_CLEAR);
-		if (flow)
-			wgp_flow_flag(flow, WGP_FLOW_CLEAR);
+	if (ifindex && (ifindex == cfg->ifindex4 || ifindex == cfg->ifindex6) &&
+	    wgp_slot_of(p->family, &p->destination) != WGP_SLOT_OUTSIDE)
+		return wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NOT_HERE);
+	w->context.hook = WGP_HOOK_TO_UPLINK;
+	w->context.ifindex = ifindex;
+	w->context.reply_ifindex = skb->ifindex;
+	w->context.counted = counted;
+	w->context.is_pod = 0;
+	wgp_decide(skb, w, cfg);
+	if (verdict->action == WGP_ACTION_DROP)
+		return wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NO_TUNNEL);
+	if (wgp_is_steered(verdict))
+		return forward(skb, p, cfg, verdict);
+	leak = wgp_leak(verdict, cfg);
+	if (leak == WGP_REASON_NONE && wgp_carries_pods(skb, p, cfg))
+		leak = cfg->flags & WGP_CONFIG_STRICT ? WGP_REASON_DROP_ENCAPSULATED
+						      : WGP_REASON_CLEAR_ENCAPSULATED;
+	if (leak == WGP_REASON_NONE)
+		return WGP_PASS;
+	if (leak >= WGP_REASON_FIRST_DROP) {
+		wgp_flow_mark(p, ifindex, 0, leak);
+		return wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, leak);
 	}
+	wgp_flow_mark(p, ifindex, WGP_FLOW_CLEAR, 0);
+	wgp_count(p, WGP_HOOK_TO_UPLINK, leak);
 	return WGP_PASS;
 }
 

@@ -1,35 +1,68 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Egress of a WireGuard device: the last hook before encryption. */
+#include "lib/flow.h"
 #include "lib/masquerade.h"
+
+/* Notes the mapping's port in the host's flow, whose next packets bring it along. */
+static __always_inline void remember(const struct wgp_packet *before, __be16 port)
+{
+	struct wgp_flow *flow;
+
+	if (!port || before->fragment)
+		return;
+	flow = wgp_flow_find(before, 0, 0);
+	if (!flow)
+		return;
+	flow->nat_time = wgp_now() >> 30;
+	flow->nat_port = port;
+}
 
 SEC("tc")
 int to_wireguard(struct __sk_buff *skb)
 {
 	const struct wgp_config *cfg = wgp_config();
 	__u32 mark = skb->mark;
-	struct wgp_packet packet;
+	union wgp_address tunnel;
+	struct wgp_work *w = wgp_work();
+	const struct wgp_packet *p;
 	int parsed, reason;
+	__be16 port;
 
-	skb->mark = mark & ~(WGP_MARK_COUNTED | WGP_MARK_HOST);
-	/* A local pod's packet, steered and counted: its source stays. */
-	if ((mark & (WGP_MARK_COUNTED | WGP_MARK_HOST)) == WGP_MARK_COUNTED)
+	if (!w)
 		return WGP_PASS;
-	parsed = wgp_parse(skb, &packet);
+	p = &w->packet;
+	/* A local pod's packet, steered and counted: its source stays. */
+	if ((mark & (WGP_MARK_COUNTED | WGP_MARK_HOST)) == WGP_MARK_COUNTED) {
+		skb->mark = mark & ~WGP_MARK_COUNTED;
+		return WGP_PASS;
+	}
+	if (mark & WGP_MARK_HOST)
+		skb->mark = 0;
+	parsed = wgp_parse(skb);
 	if (parsed)
-		return wgp_pass_unparsed(skb, &packet, WGP_HOOK_TO_WIREGUARD, parsed);
+		return wgp_unparsed(skb, w, cfg, WGP_HOOK_TO_WIREGUARD, parsed);
 	if (!cfg)
 		return WGP_PASS;
-	/* What somebody's route has led here: a pod's source stays, the node's does not. */
-	if (!(mark & WGP_MARK_HOST)) {
-		const struct wgp_local *local = wgp_local(packet.family, &packet.source);
+	port = mark >> WGP_MARK_PORT_SHIFT;
+	if ((mark & WGP_MARK_HOST) && port && wgp_tunnel_address(cfg, p->family, &tunnel)) {
+		reason = wgp_rewrite(skb, p, 1, &tunnel, port);
+	} else {
+		/* What somebody's route has led here: a pod's source stays, the node's does not. */
+		if (!(mark & WGP_MARK_HOST)) {
+			const struct wgp_local *local = wgp_local(p->family, &p->source);
 
-		if (!local || local->kind == WGP_LOCAL_POD)
-			return WGP_PASS;
+			wgp_clamp_mss(skb, p, cfg, WGP_HOOK_TO_WIREGUARD);
+			if (!local || local->kind == WGP_LOCAL_POD)
+				return WGP_PASS;
+		}
+		w->verdict.port = 0;
+		reason = wgp_is_icmp_error(p) ? wgp_error_out(skb) : wgp_masquerade_out(skb);
+		if (!reason)
+			remember(p, w->verdict.port);
 	}
-	reason = wgp_masquerade_out(skb, &packet, cfg);
 	if (reason)
-		return wgp_drop(&packet, WGP_HOOK_TO_WIREGUARD, reason);
-	wgp_count(&packet, WGP_HOOK_TO_WIREGUARD, WGP_REASON_MASQUERADED);
+		return wgp_drop(skb, p, WGP_HOOK_TO_WIREGUARD, reason);
+	wgp_count(p, WGP_HOOK_TO_WIREGUARD, WGP_REASON_MASQUERADED);
 	return WGP_PASS;
 }
 

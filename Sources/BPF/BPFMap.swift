@@ -22,8 +22,30 @@ public struct BPFMapInformation: Sendable, Hashable {
         case BPF_MAP_TYPE_ARRAY: "array"
         case BPF_MAP_TYPE_PERCPU_ARRAY: "percpu_array"
         case BPF_MAP_TYPE_LPM_TRIE: "lpm_trie"
+        case BPF_MAP_TYPE_LRU_HASH: "lru_hash"
+        case BPF_MAP_TYPE_RINGBUF: "ringbuf"
         default: "type \(type)"
         }
+    }
+
+    init(_ map: SharedDescriptor, name: String) throws(BPFError) {
+        var info = bpf_map_info()
+        var length = UInt32(MemoryLayout<bpf_map_info>.size)
+        try check(unsafe bpf_obj_get_info_by_fd(map.rawValue, &info, &length), "describe map", name)
+        self.init(
+            type: info.type, identifier: info.id, keySize: Int(info.key_size), valueSize: Int(info.value_size),
+            maximumEntries: Int(info.max_entries), flags: info.map_flags)
+    }
+
+    private init(
+        type: UInt32, identifier: UInt32, keySize: Int, valueSize: Int, maximumEntries: Int, flags: UInt32
+    ) {
+        self.type = type
+        self.identifier = identifier
+        self.keySize = keySize
+        self.valueSize = valueSize
+        self.maximumEntries = maximumEntries
+        self.flags = flags
     }
 
     var isPerCPU: Bool { type == BPF_MAP_TYPE_PERCPU_ARRAY.rawValue || type == BPF_MAP_TYPE_PERCPU_HASH.rawValue }
@@ -41,17 +63,12 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     /// Takes an open map; throws `.layout` when its sizes are not those of the types.
     public init(_ descriptor: consuming OwnedDescriptor, name: String) throws(BPFError) {
         let shared = SharedDescriptor(descriptor)
-        var info = bpf_map_info()
-        var length = UInt32(MemoryLayout<bpf_map_info>.size)
-        try check(unsafe bpf_obj_get_info_by_fd(shared.rawValue, &info, &length), "describe map", name)
-        information = BPFMapInformation(
-            type: info.type, identifier: info.id, keySize: Int(info.key_size), valueSize: Int(info.value_size),
-            maximumEntries: Int(info.max_entries), flags: info.map_flags)
+        information = try BPFMapInformation(shared, name: name)
         guard information.keySize == MemoryLayout<Key>.size, information.valueSize == MemoryLayout<Value>.size else {
             throw .layout(
                 subject: "map \(name)",
                 expected: "key \(MemoryLayout<Key>.size), value \(MemoryLayout<Value>.size) bytes",
-                found: "key \(info.key_size), value \(info.value_size) bytes")
+                found: "key \(information.keySize), value \(information.valueSize) bytes")
         }
         self.name = name
         self.descriptor = shared

@@ -4,19 +4,47 @@ public import BPF
 internal import CDataplaneABI
 public import Model
 
-/// What the programs need to know of the node's configuration.
+/// Ports of one transport protocol, both ends included.
+public struct PortRange: Sendable, Hashable, Codable, CustomStringConvertible {
+    /// IP protocol number.
+    public var transport: UInt8
+    public var ports: ClosedRange<UInt16>
+
+    public init(transport: UInt8, ports: ClosedRange<UInt16>) {
+        self.transport = transport
+        self.ports = ports
+    }
+
+    /// `tcp:6443`, `udp:8000:8100`.
+    public var description: String {
+        let name = transport == 6 ? "tcp" : transport == 17 ? "udp" : "\(transport)"
+        return ports.count == 1 ? "\(name):\(ports.lowerBound)" : "\(name):\(ports.lowerBound):\(ports.upperBound)"
+    }
+}
+
+/// What the programs need to know of the node's configuration (`struct wgp_config`).
 public struct DataplaneConfig: Sendable, Hashable, Codable {
     /// One family's device.
     public struct Device: Sendable, Hashable, Codable {
+        /// 0: there is none, though the family is on: its packets are guarded, never steered.
         public var interface: UInt32
         public var listeningPort: UInt16
         /// Nil: it has none yet.
         public var address: IPAddress?
+        /// 0: unknown, sizes are not looked at.
+        public var mtu: UInt16
+        /// Most that a TCP SYN may offer as its segment size; 0: it is left alone.
+        public var maximumSegment: UInt16
 
-        public init(interface: UInt32, listeningPort: UInt16, address: IPAddress? = nil) {
+        public init(
+            interface: UInt32, listeningPort: UInt16, address: IPAddress? = nil, mtu: UInt16 = 0,
+            maximumSegment: UInt16 = 0
+        ) {
             self.interface = interface
             self.listeningPort = listeningPort
             self.address = address
+            self.mtu = mtu
+            self.maximumSegment = maximumSegment
         }
     }
 
@@ -25,8 +53,23 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
     public var ipv6: Device?
     public var firewallMark: UInt32
     public var isDirect: Bool
+    /// What cannot be encrypted is dropped.
+    public var isStrict = false
+    /// Traffic of the nodes themselves is promised too.
+    public var encryptsHosts = false
+    /// Pods send from their own addresses only.
+    public var checksSources = false
+    /// A flow's first packet asks conntrack.
+    public var asksConntrack = false
     /// Source ports of the masquerade, both ends included.
     public var masqueradePorts: ClosedRange<UInt16> = 32768...60999
+    /// UDP ports of overlays, at most two.
+    public var vxlanPorts: [UInt16] = []
+    /// What stays in clear between nodes though hosts are encrypted, at most `maximumExemptPorts`.
+    public var exemptPorts: [PortRange] = []
+
+    /// `WGP_MAX_EXEMPT_PORTS`.
+    public static let maximumExemptPorts = Int(WGP_MAX_EXEMPT_PORTS)
 
     public init(ipv4: Device?, ipv6: Device?, firewallMark: UInt32, isDirect: Bool) {
         self.ipv4 = ipv4
@@ -35,13 +78,15 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
         self.isDirect = isDirect
     }
 
-    public subscript(family: AddressFamily) -> Device? { family == .ipv4 ? ipv4 : ipv6 }
+    public subscript(family: AddressFamily) -> Device? {
+        get { family == .ipv4 ? ipv4 : ipv6 }
+        set { if family == .ipv4 { ipv4 = newValue } else { ipv6 = newValue } }
+    }
 
     /// This, with some families' devices as another has them.
     public func keeping(_ families: Set<AddressFamily>, of other: DataplaneConfig?) -> DataplaneConfig {
         var result = self
-        if families.contains(.ipv4) { result.ipv4 = other?.ipv4 }
-        if families.contains(.ipv6) { result.ipv6 = other?.ipv6 }
+        for family in families { result[family] = other?[family] }
         return result
     }
 }
@@ -57,36 +102,13 @@ public struct ConfigTable: Sendable {
     /// What is in force; the second value is the generation.
     public func read() throws(BPFError) -> (DataplaneConfig, generation: UInt32) {
         let raw = try map.lookup(0) ?? wgp_config()
-        func device(_ flag: UInt32, _ index: UInt32, _ port: UInt16, _ address: IPAddress) -> DataplaneConfig.Device? {
-            guard raw.flags & flag != 0 else { return nil }
-            return .init(interface: index, listeningPort: port, address: address.isUnspecified ? nil : address)
-        }
-        var config = DataplaneConfig(
-            ipv4: device(
-                WGP_CONFIG_ENABLED4.rawValue, raw.ifindex4, raw.port4, IPAddress(networkOrder32: raw.tunnel4)),
-            ipv6: device(
-                WGP_CONFIG_ENABLED6.rawValue, raw.ifindex6, raw.port6, IPAddress(.ipv6, field: raw.tunnel6)),
-            firewallMark: raw.mark, isDirect: raw.flags & WGP_CONFIG_DIRECT.rawValue != 0)
-        if raw.port_min <= raw.port_max { config.masqueradePorts = raw.port_min...raw.port_max }
-        return (config, raw.generation)
+        return (raw.model, raw.generation)
     }
 
     /// Writes all, and raises the generation so that flows are decided anew.
     public func write(_ config: DataplaneConfig) throws(BPFError) {
-        var raw = wgp_config()
+        var raw = wgp_config(config)
         raw.generation = try (map.lookup(0) ?? wgp_config()).generation &+ 1
-        if config.ipv4 != nil { raw.flags |= WGP_CONFIG_ENABLED4.rawValue }
-        if config.ipv6 != nil { raw.flags |= WGP_CONFIG_ENABLED6.rawValue }
-        if config.isDirect { raw.flags |= WGP_CONFIG_DIRECT.rawValue }
-        raw.mark = config.firewallMark
-        raw.ifindex4 = config.ipv4?.interface ?? 0
-        raw.ifindex6 = config.ipv6?.interface ?? 0
-        raw.port4 = config.ipv4?.listeningPort ?? 0
-        raw.port6 = config.ipv6?.listeningPort ?? 0
-        raw.port_min = config.masqueradePorts.lowerBound
-        raw.port_max = config.masqueradePorts.upperBound
-        raw.tunnel4 = config.ipv4?.address?.networkOrder32 ?? 0
-        if let address = config.ipv6?.address { raw.tunnel6 = value(address.bytes) }
         try map.update(0, raw)
     }
 
@@ -98,51 +120,66 @@ public struct ConfigTable: Sendable {
     }
 }
 
-/// Packets and bytes that went one way at one hook.
-public struct CounterValue: Sendable, Hashable, Codable {
-    public var packets: UInt64 = 0
-    public var bytes: UInt64 = 0
-}
+extension wgp_config {
+    private static let flagBits: [(any WritableKeyPath<DataplaneConfig, Bool> & Sendable, UInt32)] = [
+        (\.isDirect, WGP_CONFIG_DIRECT.rawValue), (\.isStrict, WGP_CONFIG_STRICT.rawValue),
+        (\.encryptsHosts, WGP_CONFIG_HOSTS.rawValue), (\.checksSources, WGP_CONFIG_SOURCES.rawValue),
+        (\.asksConntrack, WGP_CONFIG_CONNTRACK.rawValue),
+    ]
 
-/// The per-CPU counters.
-public struct CounterTable: Sendable {
-    let map: BPFMap<UInt32, wgp_counter>
-
-    init(_ layout: PinLayout) throws(BPFError) {
-        map = try BPFMap(pinned: layout.map("counters"), name: "counters")
+    init(_ config: DataplaneConfig) {
+        self.init()
+        for (path, bit) in Self.flagBits where config[keyPath: path] { flags |= bit }
+        mark = config.firewallMark
+        if let device = config.ipv4 {
+            flags |= WGP_CONFIG_ENABLED4.rawValue
+            (ifindex4, port4, mtu4, mss4) = (device.interface, device.listeningPort, device.mtu, device.maximumSegment)
+            tunnel4 = device.address?.networkOrder32 ?? 0
+        }
+        if let device = config.ipv6 {
+            flags |= WGP_CONFIG_ENABLED6.rawValue
+            (ifindex6, port6, mtu6, mss6) = (device.interface, device.listeningPort, device.mtu, device.maximumSegment)
+            if let address = device.address { tunnel6 = value(address.bytes) }
+        }
+        port_min = config.masqueradePorts.lowerBound
+        port_max = config.masqueradePorts.upperBound
+        vxlan_ports = (config.vxlanPorts.first ?? 0, config.vxlanPorts.dropFirst().first ?? 0)
+        let ranges = config.exemptPorts.prefix(DataplaneConfig.maximumExemptPorts)
+        exempt_count = UInt32(ranges.count)
+        var bytes = ranges.flatMap {
+            memory(
+                of: wgp_port_range(
+                    first: $0.ports.lowerBound, last: $0.ports.upperBound, protocol: $0.transport, pad: (0, 0, 0)))
+        }
+        bytes += [UInt8](repeating: 0, count: MemoryLayout.size(ofValue: exempt) - bytes.count)
+        exempt = value(bytes)
     }
 
-    /// The sum over all CPUs.
-    public func read(_ hook: Hook, _ reason: Reason) throws(BPFError) -> CounterValue {
-        let index = reason.rawValue * WGP_HOOK_COUNT.rawValue + hook.rawValue
-        var sum = CounterValue()
-        for value in try map.lookupPerCPU(index) ?? [] {
-            sum.packets += value.packets
-            sum.bytes += value.bytes
+    var model: DataplaneConfig {
+        let address4 = IPAddress(networkOrder32: tunnel4)
+        let address6 = IPAddress(.ipv6, field: tunnel6)
+        var config = DataplaneConfig(
+            ipv4: flags & WGP_CONFIG_ENABLED4.rawValue == 0
+                ? nil
+                : .init(
+                    interface: ifindex4, listeningPort: port4, address: address4.isUnspecified ? nil : address4,
+                    mtu: mtu4, maximumSegment: mss4),
+            ipv6: flags & WGP_CONFIG_ENABLED6.rawValue == 0
+                ? nil
+                : .init(
+                    interface: ifindex6, listeningPort: port6, address: address6.isUnspecified ? nil : address6,
+                    mtu: mtu6, maximumSegment: mss6),
+            firewallMark: mark, isDirect: false)
+        for (path, bit) in Self.flagBits { config[keyPath: path] = flags & bit != 0 }
+        if port_min <= port_max { config.masqueradePorts = port_min...port_max }
+        config.vxlanPorts = [vxlan_ports.0, vxlan_ports.1].filter { $0 != 0 }
+        let all = memory(of: exempt)
+        let size = MemoryLayout<wgp_port_range>.size
+        for index in 0..<min(Int(exempt_count), DataplaneConfig.maximumExemptPorts) {
+            let range: wgp_port_range = value(Array(all[index * size..<(index + 1) * size]))
+            guard range.first <= range.last else { continue }
+            config.exemptPorts.append(PortRange(transport: range.protocol, ports: range.first...range.last))
         }
-        return sum
-    }
-
-    /// All that are not zero, by reason and hook.
-    public func readAll() throws(BPFError) -> [(hook: Hook, reason: Reason, value: CounterValue)] {
-        var result: [(hook: Hook, reason: Reason, value: CounterValue)] = []
-        for reason in Reason.allCases {
-            for hook in Hook.allCases {
-                let value = try read(hook, reason)
-                if value.packets != 0 { result.append((hook, reason, value)) }
-            }
-        }
-        return result
-    }
-
-    /// Over all hooks.
-    public func total(_ reason: Reason) throws(BPFError) -> CounterValue {
-        var sum = CounterValue()
-        for hook in Hook.allCases {
-            let value = try read(hook, reason)
-            sum.packets += value.packets
-            sum.bytes += value.bytes
-        }
-        return sum
+        return config
     }
 }

@@ -3,6 +3,7 @@
 public import BPF
 internal import BPFObjects
 internal import CDataplaneABI
+internal import FoundationEssentials
 internal import Model
 
 /// All maps of a node's data plane, opened from their pins.
@@ -16,6 +17,10 @@ public struct PinnedMaps: Sendable {
     public let flows: FlowTable
     public let masquerade: MasqueradeTable
     public let counters: CounterTable
+    public let interfaces: InterfaceTable
+    public let allowedSources: AllowedSourceTable
+    public let fragments: FragmentTable
+    public let events: EventTable
 
     /// Throws when a map is missing or has another layout.
     public init(_ layout: PinLayout) throws(BPFError) {
@@ -28,6 +33,10 @@ public struct PinnedMaps: Sendable {
         flows = try FlowTable(layout)
         masquerade = try MasqueradeTable(layout)
         counters = try CounterTable(layout)
+        interfaces = try InterfaceTable(layout)
+        allowedSources = try AllowedSourceTable(layout)
+        fragments = try FragmentTable(layout)
+        events = try EventTable(layout)
     }
 
     /// Name, description and number of entries of every map; arrays count as full.
@@ -38,13 +47,24 @@ public struct PinnedMaps: Sendable {
             result.append(
                 (map.name, map.information, isArray ? map.information.maximumEntries : try map.keys().count))
         }
+        try add(allowedSources.ipv4)
+        try add(allowedSources.ipv6)
         try add(config.map)
         try add(counters.map)
         try add(destinations.map)
         try add(endpoints.table.ipv4)
         try add(endpoints.table.ipv6)
+        try add(events.control)
+        result.append((events.ring.name, events.ring.information, 0))
         try add(flows.ipv4)
         try add(flows.ipv6)
+        try add(fragments.ipv4)
+        try add(fragments.ipv6)
+        if let guarded = try? GuardTable(layout) {
+            try add(guarded.ipv4)
+            try add(guarded.ipv6)
+        }
+        try add(interfaces.map)
         try add(locals.table.ipv4)
         try add(locals.table.ipv6)
         try add(masquerade.ipv4)
@@ -63,6 +83,8 @@ public struct DataplanePrograms: Sendable {
     private var programs: [Key: BPFProgram] = [:]
     private let layout: PinLayout
     private var useCoarseClock: Bool
+    /// UDP ports of overlays, for guards that are loaded from now on.
+    public var vxlanPorts: [UInt16] = [4789, 8472]
 
     private struct Key: Hashable {
         var hook: Hook
@@ -87,7 +109,7 @@ public struct DataplanePrograms: Sendable {
         while true {
             do {
                 let program = try Self.load(
-                    hook, layout, linkHeaderLength: isEthernet ? 14 : 0, coarse: useCoarseClock)
+                    hook, layout, linkHeaderLength: isEthernet ? 14 : 0, coarse: useCoarseClock, vxlanPorts: vxlanPorts)
                 programs[key] = program
                 return program
             } catch {
@@ -106,14 +128,19 @@ public struct DataplanePrograms: Sendable {
     }
 
     private static func load(
-        _ hook: Hook, _ layout: PinLayout, linkHeaderLength: UInt32, coarse: Bool
+        _ hook: Hook, _ layout: PinLayout, linkHeaderLength: UInt32, coarse: Bool, vxlanPorts: [UInt16]
     ) throws(BPFError) -> BPFProgram {
-        let images: [BPFImage] = [.from_pod, .to_uplink, .from_uplink, .to_wireguard, .from_wireguard]
+        let images: [BPFImage] = [
+            .from_pod, .to_uplink, .from_uplink, .to_wireguard, .from_wireguard, .guard_out, .guard_in,
+        ]
         guard let image = images.first(where: { $0.name == hook.name }),
-            let bytes = image.base64.withUTF8Buffer({ Base64.decode(unsafe Array($0)) })
+            let data = Data(base64Encoded: "\(image.base64)")
         else { preconditionFailure("the program of \(hook.name) is not embedded") }
-        var object = try BPFObject(bytes, name: hook.name, pinFolder: layout.folder)
-        try object.setConstants(wgp_constants(link_header_length: linkHeaderLength, coarse_clock: coarse ? 1 : 0))
+        var object = try BPFObject(Array(data), name: hook.name, pinFolder: layout.folder)
+        try object.setConstants(
+            wgp_constants(
+                link_header_length: linkHeaderLength, coarse_clock: coarse ? 1 : 0,
+                vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0)))
         return try object.load()
     }
 }

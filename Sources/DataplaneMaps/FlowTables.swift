@@ -46,6 +46,16 @@ public struct FlowEntry: Sendable, Hashable {
     public var isClear: Bool
     public var isFromHost: Bool
     public var isPassed: Bool
+    /// Its source is one whose packets are to be encrypted.
+    public var isPromised: Bool
+    /// Netfilter knows it: it takes the stack both ways.
+    public var takesStack: Bool
+    /// In clear by the operator's choice.
+    public var isExempt: Bool
+    /// The masquerade's port on the far side, host byte order; 0: none known.
+    public var masqueradePort: UInt16
+    /// Why the last of its packets that were dropped was.
+    public var dropReason: Reason?
 }
 
 /// The flow tables of both families.
@@ -104,7 +114,10 @@ extension FlowEntry {
             packets: value.packets, bytes: value.bytes, first: value.first_ns, last: value.last_ns,
             slot: Int(value.slot), hook: Hook(rawValue: UInt32(value.hook)), tcpFlags: value.tcp_flags,
             isTunnelled: flags & WGP_FLOW_TUNNELLED.rawValue != 0, isClear: flags & WGP_FLOW_CLEAR.rawValue != 0,
-            isFromHost: flags & WGP_FLOW_HOST.rawValue != 0, isPassed: flags & WGP_FLOW_PASS.rawValue != 0)
+            isFromHost: flags & WGP_FLOW_HOST.rawValue != 0, isPassed: flags & WGP_FLOW_PASS.rawValue != 0,
+            isPromised: flags & WGP_FLOW_PROMISED.rawValue != 0, takesStack: flags & WGP_FLOW_STACK.rawValue != 0,
+            isExempt: flags & WGP_FLOW_EXEMPT.rawValue != 0, masqueradePort: UInt16(bigEndian: value.nat_port),
+            dropReason: value.reason == 0 ? nil : Reason(rawValue: value.reason))
     }
 }
 

@@ -21,9 +21,10 @@ public struct DumpNames: Sendable {
 extension PinnedMaps {
     /// Names of all maps.
     public static let names = [
-        "config", "counters", "destinations", "endpoints4", "endpoints6", "flows4", "flows6", "locals4", "locals6",
-        "masquerade4", "masquerade6", "peers", "route_addresses4", "route_addresses6", "route_prefixes4",
-        "route_prefixes6",
+        "allowed_sources4", "allowed_sources6", "config", "counters", "destinations", "endpoints4", "endpoints6",
+        "event_control", "events", "flows4", "flows6", "fragments4", "fragments6", "guard_prefixes4",
+        "guard_prefixes6", "interfaces", "locals4", "locals6", "masquerade4", "masquerade6", "peers",
+        "route_addresses4", "route_addresses6", "route_prefixes4", "route_prefixes6",
     ]
 
     /// The entries of one map, decoded, in a stable order: an object each. Nil: no such map.
@@ -79,6 +80,43 @@ extension PinnedMaps {
                 }
         case "flows4", "flows6": return try dumpFlows(family, names, slot)
         case "masquerade4", "masquerade6": return try dumpMasquerade(family)
+        default: return try dumpMinor(name, family, names)
+        }
+    }
+
+    private func dumpMinor(
+        _ name: String, _ family: AddressFamily, _ names: DumpNames
+    ) throws(BPFError) -> [ManifestValue]? {
+        switch name {
+        case "allowed_sources4", "allowed_sources6":
+            return try allowedSources.entries().filter { $0.prefix.family == family }.sorted().map {
+                .object(["device": names.interface($0.interface), "prefix": .string($0.prefix.description)])
+            }
+        case "event_control":
+            return [DataplaneEvent.Kind.drop, .flow].map { kind in
+                let until = (try? events.listening(to: kind)) ?? 0
+                return .object(["event": .string("\(kind)"), "until": number(until)])
+            }
+        // A ring buffer is read once, by who follows it.
+        case "events": return []
+        case "fragments4", "fragments6":
+            return try fragments.entries().filter { $0.source.family == family }
+                .sorted { ($0.source, $0.identification) < ($1.source, $1.identification) }.map {
+                    .object([
+                        "source": .string($0.source.description), "destination": .string($0.destination.description),
+                        "identification": .integer(Int64(UInt32(bigEndian: $0.identification))),
+                        "writes": .string($0.address.description),
+                    ])
+                }
+        case "guard_prefixes4", "guard_prefixes6":
+            guard let table = try? GuardTable(layout) else { return [] }
+            return try table.entries().filter { $0.key.family == family }.sorted { $0.key < $1.key }.map {
+                .object(["prefix": .string($0.key.description), "kind": .string("\($0.value)")])
+            }
+        case "interfaces":
+            return try interfaces.entries().sorted().map {
+                .object(["device": names.interface($0), "sources": "checked"])
+            }
         default: return nil
         }
     }
@@ -92,12 +130,18 @@ extension PinnedMaps {
             "firewallMark": .string("0x" + String(config.firewallMark, radix: 16)),
             "steeringPath": .string(config.isDirect ? "Direct" : "Stack"),
             "masqueradePorts": .string("\(config.masqueradePorts.lowerBound)-\(config.masqueradePorts.upperBound)"),
+            "strict": .bool(config.isStrict), "hostEncryption": .bool(config.encryptsHosts),
+            "sourceCheck": .bool(config.checksSources), "conntrack": .bool(config.asksConntrack),
+            "vxlanPorts": .string(config.vxlanPorts.map { "\($0)" }.joined(separator: " ")),
+            "exemptPorts": .string(config.exemptPorts.map(\.description).joined(separator: " ")),
         ]
         for family in AddressFamily.allCases {
             let suffix = family == .ipv4 ? "4" : "6"
             fields["device\(suffix)"] = config[family].map { names.interface($0.interface) } ?? "off"
             fields["port\(suffix)"] = .integer(Int64(config[family]?.listeningPort ?? 0))
             fields["address\(suffix)"] = .string(config[family]?.address?.description ?? "-")
+            fields["mtu\(suffix)"] = .integer(Int64(config[family]?.mtu ?? 0))
+            fields["mss\(suffix)"] = .integer(Int64(config[family]?.maximumSegment ?? 0))
         }
         return [.object(fields)]
     }
@@ -130,6 +174,10 @@ extension PinnedMaps {
             if value.isClear { flags.append("clear") }
             if value.isFromHost { flags.append("host") }
             if value.isPassed { flags.append("pass") }
+            if value.isPromised { flags.append("promised") }
+            if value.takesStack { flags.append("stack") }
+            if value.isExempt { flags.append("exempt") }
+            if let reason = value.dropReason { flags.append(reason.name) }
             return .object([
                 "protocol": .integer(Int64(key.transport)),
                 "source": .string(Endpoint(address: key.source, port: key.sourcePort).description),

@@ -13,6 +13,8 @@ public struct Hook: Sendable, Hashable, CaseIterable {
     public static let fromUplink = Hook(rawValue: WGP_HOOK_FROM_UPLINK.rawValue)
     public static let toWireGuard = Hook(rawValue: WGP_HOOK_TO_WIREGUARD.rawValue)
     public static let fromWireGuard = Hook(rawValue: WGP_HOOK_FROM_WIREGUARD.rawValue)
+    public static let guardOut = Hook(rawValue: WGP_HOOK_GUARD_OUT.rawValue)
+    public static let guardIn = Hook(rawValue: WGP_HOOK_GUARD_IN.rawValue)
 
     public static let allCases = (0..<WGP_HOOK_COUNT.rawValue).map(Hook.init(rawValue:))
 
@@ -36,16 +38,32 @@ public struct Reason: Sendable, Hashable, CaseIterable {
     public static let tunnelled = Reason(rawValue: WGP_REASON_TUNNELLED.rawValue)
     public static let decrypted = Reason(rawValue: WGP_REASON_DECRYPTED.rawValue)
     public static let clear = Reason(rawValue: WGP_REASON_CLEAR.rawValue)
+    public static let clearExempt = Reason(rawValue: WGP_REASON_CLEAR_EXEMPT.rawValue)
+    public static let clearForeign = Reason(rawValue: WGP_REASON_CLEAR_FOREIGN.rawValue)
+    public static let clearEncapsulated = Reason(rawValue: WGP_REASON_CLEAR_ENCAPSULATED.rawValue)
+    public static let clearArrived = Reason(rawValue: WGP_REASON_CLEAR_ARRIVED.rawValue)
     public static let masqueraded = Reason(rawValue: WGP_REASON_MASQUERADED.rawValue)
     public static let unmasqueraded = Reason(rawValue: WGP_REASON_UNMASQUERADED.rawValue)
-    public static let unparsable = Reason(rawValue: WGP_REASON_UNPARSABLE.rawValue)
+    public static let mssClamped = Reason(rawValue: WGP_REASON_MSS_CLAMPED.rawValue)
+    public static let oversized = Reason(rawValue: WGP_REASON_OVERSIZED.rawValue)
     public static let flowTableFull = Reason(rawValue: WGP_REASON_FLOW_TABLE_FULL.rawValue)
+    public static let eventLost = Reason(rawValue: WGP_REASON_EVENT_LOST.rawValue)
+    public static let unparsable = Reason(rawValue: WGP_REASON_UNPARSABLE.rawValue)
     public static let dropNoTunnel = Reason(rawValue: WGP_REASON_DROP_NO_TUNNEL.rawValue)
+    public static let dropClear = Reason(rawValue: WGP_REASON_DROP_CLEAR.rawValue)
+    public static let dropClearArrived = Reason(rawValue: WGP_REASON_DROP_CLEAR_ARRIVED.rawValue)
+    public static let dropEncapsulated = Reason(rawValue: WGP_REASON_DROP_ENCAPSULATED.rawValue)
+    public static let dropUnparsable = Reason(rawValue: WGP_REASON_DROP_UNPARSABLE.rawValue)
+    public static let dropSpoofed = Reason(rawValue: WGP_REASON_DROP_SPOOFED.rawValue)
+    public static let dropTooBig = Reason(rawValue: WGP_REASON_DROP_TOO_BIG.rawValue)
+    public static let dropTooBigQuiet = Reason(rawValue: WGP_REASON_DROP_TOO_BIG_QUIET.rawValue)
     public static let dropUnknownEndpoint = Reason(rawValue: WGP_REASON_DROP_UNKNOWN_ENDPOINT.rawValue)
     public static let dropMasqueradeExhausted = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_EXHAUSTED.rawValue)
-    public static let dropMasqueradeFragment = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_FRAGMENT.rawValue)
-    public static let dropNotHere = Reason(rawValue: WGP_REASON_DROP_NOT_HERE.rawValue)
+    public static let dropMasqueradeFull = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_FULL.rawValue)
     public static let dropMasqueradeNoAddress = Reason(rawValue: WGP_REASON_DROP_MASQUERADE_NO_ADDRESS.rawValue)
+    public static let dropFragmentEarly = Reason(rawValue: WGP_REASON_DROP_FRAGMENT_EARLY.rawValue)
+    public static let dropRewriteFailed = Reason(rawValue: WGP_REASON_DROP_REWRITE_FAILED.rawValue)
+    public static let dropNotHere = Reason(rawValue: WGP_REASON_DROP_NOT_HERE.rawValue)
 
     public static let allCases = (1..<WGP_REASON_COUNT.rawValue).map(Reason.init(rawValue:))
 
@@ -61,6 +79,7 @@ public enum DestinationAction: UInt8, Sendable, Hashable, Codable {
     case drop = 2
     case stack = 3
     case draining = 4
+    case exempt = 5
 
     public var name: String { "\(self)" }
 }

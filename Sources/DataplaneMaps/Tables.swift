@@ -97,10 +97,13 @@ public struct LocalAddress: Sendable, Hashable, Codable {
     public var kind: LocalKind
     /// Host-side device of a pod; 0: unknown.
     public var interface: UInt32
+    /// Of that device; 0: unknown.
+    public var mtu: UInt16
 
-    public init(kind: LocalKind, interface: UInt32 = 0) {
+    public init(kind: LocalKind, interface: UInt32 = 0, mtu: UInt16 = 0) {
         self.kind = kind
         self.interface = interface
+        self.mtu = mtu
     }
 }
 
@@ -111,7 +114,8 @@ public struct LocalTable: Sendable {
     init(_ layout: PinLayout) throws(BPFError) { table = try AddressTable(layout, "locals") }
 
     public func update(_ address: IPAddress, _ local: LocalAddress) throws(BPFError) {
-        try table.update(address, wgp_local(ifindex: local.interface, kind: local.kind.rawValue, pad: (0, 0, 0)))
+        try table.update(
+            address, wgp_local(ifindex: local.interface, kind: local.kind.rawValue, pad: 0, mtu: local.mtu))
     }
 
     public func delete(_ address: IPAddress) throws(BPFError) { try table.delete(address) }
@@ -120,7 +124,7 @@ public struct LocalTable: Sendable {
         var result: [IPAddress: LocalAddress] = [:]
         for (address, value) in try table.entries() {
             guard let kind = LocalKind(rawValue: value.kind) else { continue }
-            result[address] = LocalAddress(kind: kind, interface: value.ifindex)
+            result[address] = LocalAddress(kind: kind, interface: value.ifindex, mtu: value.mtu)
         }
         return result
     }

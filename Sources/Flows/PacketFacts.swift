@@ -24,6 +24,13 @@ public struct PacketFacts: Sendable, Hashable {
     public var icmpType: UInt8 = 0
     public var icmpCode: UInt8 = 0
     public var isEcho = false
+    /// TTL.
+    public var hopLimit: UInt8 = 0
+    /// IPv4 without DF.
+    public var maySplit = false
+    /// From the IP header on, in bytes: where the transport header begins, and where it ends.
+    public var transportOffset = 0
+    public var payloadOffset = 0
 
     public var isICMP: Bool { transport == (source.family == .ipv4 ? 1 : 58) }
     public var isEchoRequest: Bool { isICMP && isEcho && icmpType == (source.family == .ipv4 ? 8 : 128) }
@@ -74,6 +81,9 @@ public enum ParsedPacket: Sendable, Hashable {
         var facts = PacketFacts(source: source, destination: destination, transport: header[9])
         let field = UInt16(header[6]) << 8 | UInt16(header[7])
         facts.fragment = field & 0x1fff != 0 ? .later : field & 0x2000 != 0 ? .first : .whole
+        facts.hopLimit = header[8]
+        facts.maySplit = field & 0x4000 == 0
+        facts.transportOffset = Int(header[0] & 15) * 4
         return transport(facts, packet.dropFirst(Int(header[0] & 15) * 4))
     }
 
@@ -83,6 +93,8 @@ public enum ParsedPacket: Sendable, Hashable {
             let destination = IPAddress(bytes: header[24..<40])
         else { return .malformed }
         var facts = PacketFacts(source: source, destination: destination, transport: header[6])
+        facts.hopLimit = header[7]
+        facts.transportOffset = 40
         var rest = packet.dropFirst(40)
         let extensions: Set<UInt8> = [0, 43, 44, 60]
         var walked = 0
@@ -95,8 +107,11 @@ public enum ParsedPacket: Sendable, Hashable {
                 let field = UInt16(extensionHeader[2]) << 8 | UInt16(extensionHeader[3])
                 if field & 0xfff8 != 0 { facts.fragment = .later } else if field & 1 != 0 { facts.fragment = .first }
                 rest = rest.dropFirst(8)
+                facts.transportOffset += 8
             } else {
-                rest = rest.dropFirst((Int(extensionHeader[1]) + 1) * 8)
+                let length = (Int(extensionHeader[1]) + 1) * 8
+                rest = rest.dropFirst(length)
+                facts.transportOffset += length
             }
             facts.transport = extensionHeader[0]
         }
@@ -104,8 +119,9 @@ public enum ParsedPacket: Sendable, Hashable {
     }
 
     private static func transport(_ facts: PacketFacts, _ segment: ArraySlice<UInt8>) -> ParsedPacket {
-        guard facts.fragment != .later else { return .facts(facts) }
         var facts = facts
+        facts.payloadOffset = facts.transportOffset
+        guard facts.fragment != .later else { return .facts(facts) }
         let needed = facts.transport == 6 ? 20 : [17, 1, 58].contains(facts.transport) ? 8 : 0
         let header = Array(segment.prefix(needed))
         guard header.count == needed else { return .malformed }
@@ -114,6 +130,7 @@ public enum ParsedPacket: Sendable, Hashable {
         case 6, 17:
             facts.sourcePort = word(0)
             facts.destinationPort = word(2)
+            facts.payloadOffset += facts.transport == 6 ? Int(header[12] >> 4) * 4 : 8
             if facts.transport == 6 { facts.tcpFlags = header[13] }
         case 1, 58:
             facts.icmpType = header[0]

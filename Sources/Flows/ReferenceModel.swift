@@ -14,10 +14,39 @@ public struct ReferenceModel: Sendable {
         case drop
     }
 
+    /// A packet as a hook sees it.
+    public struct Input: Sendable {
+        public var bytes: [UInt8]
+        public var hasEthernet: Bool
+        public var mark: UInt32
+        /// Device where the hook is.
+        public var interface: UInt32
+        /// Device that it came in by; 0: the node itself.
+        public var ingress: UInt32
+        /// `gso_size`, 0: one segment.
+        public var segment: UInt32
+
+        public init(
+            bytes: [UInt8], hasEthernet: Bool, mark: UInt32 = 0, interface: UInt32, ingress: UInt32 = 0,
+            segment: UInt32 = 0
+        ) {
+            self.bytes = bytes
+            self.hasEthernet = hasEthernet
+            self.mark = mark
+            self.interface = interface
+            self.ingress = ingress
+            self.segment = segment
+        }
+    }
+
     public struct Outcome: Sendable, Hashable {
         public var verdict: Verdict
         /// `skb->mark` afterwards.
         public var mark: UInt32
+        /// Nil: dropped.
+        public var packet: [UInt8]?
+        /// The packet is an ICMP answer, which is limited in number: it may be a drop too.
+        public var isAnswer = false
     }
 
     public var config: DataplaneConfig
@@ -25,14 +54,18 @@ public struct ReferenceModel: Sendable {
     public var locals: [IPAddress: LocalAddress]
     public var endpoints: Set<IPAddress>
     public var actions: [Int: DestinationAction]
-    private var flows: [FlowKey: Flow] = [:]
-    /// The host's own tuples that have a mapping.
-    private var masqueraded: Set<FlowKey> = []
+    public var checkedInterfaces: Set<UInt32> = []
+    public var allowedSources: Set<AllowedSource> = []
+    var flows: [FlowKey: Flow] = [:]
 
-    private struct Flow: Sendable {
+    struct Flow: Sendable {
         var slot: Int
+        var tcpFlags: UInt8 = 0
         var isHost = false
         var isPassed = false
+        var isPromised = false
+        var isExempt = false
+        var isSpoofed = false
     }
 
     public init(
@@ -53,7 +86,7 @@ public struct ReferenceModel: Sendable {
             ?? DestinationSlot.outside
     }
 
-    private func key(_ facts: PacketFacts, interface: UInt32) -> FlowKey {
+    func key(_ facts: PacketFacts, interface: UInt32) -> FlowKey {
         var key = FlowKey(
             source: facts.source, destination: facts.destination, transport: facts.transport, interface: interface)
         if facts.fragment == .whole {
@@ -70,110 +103,255 @@ public struct ReferenceModel: Sendable {
             source: facts.destination, destination: facts.source, transport: facts.transport, interface: interface)
         if facts.fragment == .whole {
             (key.sourcePort, key.destinationPort) = (facts.destinationPort, facts.sourcePort)
+            if facts.isICMP {
+                (key.sourcePort, key.destinationPort) = (
+                    facts.sourcePort, UInt16(facts.icmpType) << 8 | UInt16(facts.icmpCode)
+                )
+            }
         }
         return key
     }
 
     // MARK: Hooks
 
-    public mutating func fromPod(_ packet: ParsedPacket, mark: UInt32, interface: UInt32) -> Outcome {
-        guard case .facts(let facts) = packet, config[facts.source.family] != nil else {
-            return Outcome(verdict: .pass, mark: mark)
-        }
-        let flow = decide(facts, interface: interface, reply: 0, outside: true)
-        let action = actions[flow.slot] ?? .clear
-        if action == .drop, !flow.isPassed { return Outcome(verdict: .drop, mark: mark) }
-        if action == .tunnel, !flow.isPassed, config.isDirect { return redirect(flow) }
-        return Outcome(verdict: .pass, mark: mark & ~PacketMark.host | PacketMark.counted)
+    private func unparsed(_ packet: ParsedPacket, _ input: Input, mark: UInt32) -> Outcome {
+        if packet == .malformed, config.isStrict { return Outcome(verdict: .drop, mark: mark) }
+        return Outcome(verdict: .pass, mark: mark, packet: input.bytes)
     }
 
-    public mutating func toUplink(
-        _ packet: ParsedPacket, mark: UInt32, interface: UInt32, ingress: UInt32
-    ) -> Outcome {
-        let cleared = mark & ~PacketMark.counted
-        guard case .facts(let facts) = packet, let device = config[facts.source.family] else {
-            return Outcome(verdict: .pass, mark: cleared)
+    public mutating func fromPod(_ input: Input) -> Outcome {
+        let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
+        guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
+        let drop = Outcome(verdict: .drop, mark: input.mark)
+        guard let device = config[facts.source.family] else {
+            return Outcome(verdict: .pass, mark: input.mark, packet: input.bytes)
         }
+        let flow = decide(facts, interface: input.interface, reply: 0, isPod: true, isCounted: false)
+        if flow.isSpoofed { return drop }
+        let action = actions[flow.slot] ?? .clear
+        if action == .drop, !flow.isPassed { return drop }
+        if action == .tunnel, !flow.isPassed {
+            if config.isDirect, facts.fragment == .whole, facts.hopLimit > 1 {
+                var packet = ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)
+                if device.mtu != 0, packet.size(segment: input.segment) > Int(device.mtu), !facts.maySplit {
+                    guard let answer = packet.tooBig(mtu: device.mtu, from: device.address) else { return drop }
+                    return Outcome(verdict: .redirect, mark: input.mark, packet: answer, isAnswer: true)
+                }
+                packet.hop()
+                packet.clampSegment(device.maximumSegment)
+                return redirect(flow, packet.bytes)
+            }
+        } else if flow.slot != DestinationSlot.local, isStrictLeak(flow) {
+            return drop
+        }
+        return Outcome(
+            verdict: .pass, mark: input.mark & ~PacketMark.host | PacketMark.counted, packet: input.bytes)
+    }
+
+    public mutating func toUplink(_ input: Input) -> Outcome {
+        let mark = input.mark & ~PacketMark.counted
+        let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
+        guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: mark) }
+        let pass = Outcome(verdict: .pass, mark: mark, packet: input.bytes)
+        let drop = Outcome(verdict: .drop, mark: mark)
+        guard let device = config[facts.source.family] else { return pass }
         let isOuter =
-            cleared & config.firewallMark == config.firewallMark && facts.transport == 17
+            mark & config.firewallMark == config.firewallMark && facts.transport == 17
             && (facts.fragment == .later || facts.sourcePort == device.listeningPort)
             && endpoints.contains(facts.destination)
-        if isOuter { return Outcome(verdict: .pass, mark: cleared) }
-        if ingress != 0, [config.ipv4?.interface, config.ipv6?.interface].contains(ingress),
+        if isOuter { return pass }
+        if input.ingress != 0, [config.ipv4?.interface, config.ipv6?.interface].contains(input.ingress),
             slot(of: facts.destination) != DestinationSlot.outside
         {
-            return Outcome(verdict: .drop, mark: cleared)
+            return drop
         }
-        let flow = decide(facts, interface: ingress, reply: interface, outside: false)
-        switch actions[flow.slot] ?? .clear {
-        case .drop: return Outcome(verdict: .drop, mark: cleared)
-        case .tunnel where !flow.isPassed: return redirect(flow)
-        default: return Outcome(verdict: .pass, mark: cleared)
+        let flow = decide(
+            facts, interface: input.ingress, reply: input.interface, isPod: false,
+            isCounted: input.mark & PacketMark.counted != 0)
+        let action = actions[flow.slot] ?? .clear
+        if action == .drop { return drop }
+        var packet = ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)
+        if action == .tunnel, !flow.isPassed {
+            if device.mtu != 0, packet.size(segment: input.segment) > Int(device.mtu), !facts.maySplit,
+                facts.fragment == .whole
+            {
+                guard let answer = packet.tooBig(mtu: device.mtu, from: nil) else { return drop }
+                return Outcome(verdict: .redirect, mark: PacketMark.counted, packet: answer, isAnswer: true)
+            }
+            packet.clampSegment(device.maximumSegment)
+            return redirect(flow, packet.bytes)
         }
+        if flow.slot == DestinationSlot.outside {
+            return config.isStrict && carriesPods(packet) ? drop : pass
+        }
+        return isStrictLeak(flow) ? drop : pass
     }
 
-    public mutating func fromUplink(_ packet: ParsedPacket, mark: UInt32, interface: UInt32) -> Outcome {
-        let pass = Outcome(verdict: .pass, mark: mark)
-        guard case .facts(let facts) = packet, let device = config[facts.source.family],
-            let local = locals[facts.destination]
-        else { return pass }
-        if facts.transport == 17, local.kind != .pod, facts.fragment != .later,
-            facts.destinationPort == device.listeningPort
-        {
-            return endpoints.contains(facts.source) ? pass : Outcome(verdict: .drop, mark: mark)
+    public mutating func fromUplink(_ input: Input) -> Outcome {
+        let pass = Outcome(verdict: .pass, mark: input.mark & ~PacketMark.counted, packet: input.bytes)
+        let drop = Outcome(verdict: .drop, mark: input.mark)
+        if input.mark & PacketMark.counted != 0 { return pass }
+        let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
+        guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
+        guard let device = config[facts.source.family] else { return pass }
+        let local = locals[facts.destination]
+        if let local, facts.transport == 17, local.kind != .pod {
+            let isKnown = endpoints.contains(facts.source)
+            if facts.fragment == .later {
+                if isKnown { return pass }
+            } else if facts.destinationPort == device.listeningPort {
+                return isKnown ? pass : drop
+            }
         }
-        let own = key(facts, interface: interface)
-        if flows[own] == nil, slot(of: facts.source) >= DestinationSlot.firstPeer,
-            flows[reversed(facts, interface: 0)] == nil || facts.isICMP
+        let source = slot(of: facts.source)
+        if wasPromised(facts, local, source) {
+            if config.isStrict { return drop }
+        } else if source == DestinationSlot.outside,
+            carriesPods(ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)), config.isStrict
         {
-            flows[own] = Flow(slot: slot(of: facts.destination))
+            return drop
+        }
+        guard local != nil else { return pass }
+        let own = key(facts, interface: input.interface)
+        if flows[own] != nil {
+            account(own, facts)
+        } else if source >= DestinationSlot.firstPeer, flows[reversed(facts, interface: 0)] == nil {
+            flows[own] = Flow(slot: slot(of: facts.destination), tcpFlags: facts.tcpFlags)
         }
         return pass
     }
 
-    // MARK: Decision
+    // MARK: What is promised
 
-    private func redirect(_ flow: Flow) -> Outcome {
-        Outcome(verdict: .redirect, mark: PacketMark.counted | (flow.isHost ? PacketMark.host : 0))
+    private func isExemptSlot(_ slot: Int) -> Bool { actions[slot] == .exempt }
+
+    private func wasPromised(_ facts: PacketFacts, _ local: LocalAddress?, _ source: Int) -> Bool {
+        if source == DestinationSlot.outside || isExemptSlot(source) { return false }
+        if local?.kind == .host, !config.encryptsHosts { return false }
+        if local == nil, slot(of: facts.destination) == DestinationSlot.outside { return false }
+        return !(config.encryptsHosts && endpoints.contains(facts.source) && isExemptPort(facts))
     }
 
-    private mutating func decide(_ facts: PacketFacts, interface: UInt32, reply: UInt32, outside: Bool) -> Flow {
+    private func carriesPods(_ packet: ReferencePacket) -> Bool {
+        guard let (source, destination) = packet.inner(vxlanPorts: config.vxlanPorts), config[source.family] != nil
+        else { return false }
+        return [source, destination].map(slot(of:)).allSatisfy { $0 >= DestinationSlot.pool && !isExemptSlot($0) }
+    }
+
+    private func isExemptPort(_ facts: PacketFacts) -> Bool {
+        if facts.source.family == .ipv6, facts.transport == 58 { return (133...137).contains(facts.icmpType) }
+        guard facts.fragment != .later, facts.transport == 6 || facts.transport == 17 else { return false }
+        return config.exemptPorts.contains {
+            $0.transport == facts.transport
+                && ($0.ports.contains(facts.sourcePort) || $0.ports.contains(facts.destinationPort))
+        }
+    }
+
+    private func isStrictLeak(_ flow: Flow) -> Bool {
+        flow.slot != DestinationSlot.outside && actions[flow.slot] != .exempt && !flow.isExempt && flow.isPromised
+            && config.isStrict
+    }
+
+    // MARK: Decision
+
+    private func redirect(_ flow: Flow, _ packet: [UInt8]) -> Outcome {
+        Outcome(
+            verdict: .redirect, mark: PacketMark.counted | (flow.isHost ? PacketMark.host : 0), packet: packet)
+    }
+
+    private mutating func account(_ key: FlowKey, _ facts: PacketFacts) {
+        if facts.startsConnection {
+            flows[key]?.tcpFlags = facts.tcpFlags
+        } else {
+            flows[key]?.tcpFlags |= facts.tcpFlags
+        }
+    }
+
+    private mutating func decide(
+        _ facts: PacketFacts, interface: UInt32, reply: UInt32, isPod: Bool, isCounted: Bool
+    ) -> Flow {
         let own = key(facts, interface: interface)
-        if let known = flows[own], !facts.startsConnection { return known }
+        let known = flows[own]
+        if let known, !facts.startsConnection {
+            if !isCounted { account(own, facts) }
+            return known
+        }
         var flow = Flow(slot: slot(of: facts.destination))
-        if flows[own] == nil, flow.slot == DestinationSlot.outside, !outside {
+        if isPod, config.checksSources, isSpoofed(facts, interface) {
             flow.isPassed = true
+            flow.isSpoofed = true
             return flow
         }
-        (flow.isHost, flow.isPassed) = judgeSource(facts, interface: interface, reply: reply)
+        judgeSource(facts, interface: interface, reply: reply, &flow)
+        if known == nil, flow.slot == DestinationSlot.outside, !isPod { return flow }
         // What the host begins in clear stays so.
         let action = actions[flow.slot] ?? .clear
-        if flow.isHost, flow.slot != DestinationSlot.outside, action == .clear || action == .draining {
-            flow.isPassed = true
+        if flow.isHost, flow.slot != DestinationSlot.outside {
+            let hasTunnelAddress = config[facts.source.family]?.address == facts.source
+            let beginsInClear = [.clear, .draining].contains(action) && !config.isStrict && !hasTunnelAddress
+            if action == .exempt || beginsInClear { flow.isPassed = true }
         }
+        flow.tcpFlags = known?.tcpFlags ?? (isCounted ? 0 : facts.tcpFlags)
         flows[own] = flow
+        if known != nil, !isCounted { account(own, facts) }
+        // The stack's answers come by the stack.
+        if !isPod, config.isDirect, action == .tunnel, !flow.isPassed, !flow.isHost, !facts.isICMP,
+            let device = config[facts.source.family]
+        {
+            let back = reversed(facts, interface: device.interface)
+            if flows[back] == nil { flows[back] = Flow(slot: DestinationSlot.local) }
+        }
         return flow
     }
 
+    private func isSpoofed(_ facts: PacketFacts, _ interface: UInt32) -> Bool {
+        if let local = locals[facts.source], local.kind == .pod, [0, interface].contains(local.interface) {
+            return false
+        }
+        guard checkedInterfaces.contains(interface) else { return false }
+        let isLinkBusiness =
+            facts.source.isLinkLocal && facts.source.family == .ipv6
+            || facts.source.isUnspecified
+                && (facts.source.family == .ipv6
+                    ? facts.transport == 58 : facts.transport == 17 && facts.destinationPort == 67)
+        return !isLinkBusiness
+            && !allowedSources.contains { $0.interface == interface && $0.prefix.contains(facts.source) }
+    }
+
     private func judgeSource(
-        _ facts: PacketFacts, interface: UInt32, reply: UInt32
-    ) -> (isHost: Bool, isPassed: Bool) {
+        _ facts: PacketFacts, interface: UInt32, reply: UInt32, _ flow: inout Flow
+    ) {
         guard let local = locals[facts.source] else {
-            return (false, interface == 0 || slot(of: facts.source) != DestinationSlot.local)
+            let source = slot(of: facts.source)
+            flow.isPassed = interface == 0 || source != DestinationSlot.local
+            flow.isPromised = source != DestinationSlot.outside
+            return
         }
         if local.kind == .pod {
-            return (false, local.interface != 0 && interface != 0 && local.interface != interface)
+            flow.isPromised = true
+            flow.isPassed = local.interface != 0 && interface != 0 && local.interface != interface
+            return
         }
-        if interface != 0 { return (false, true) }
-        if local.kind == .tunnel { return (true, false) }
-        let continues: Bool
-        if facts.transport == 6 {
-            continues = !facts.startsConnection && !masqueraded.contains(key(facts, interface: 0))
-        } else if facts.isICMP {
-            continues = facts.isEcho && !facts.isEchoRequest
+        flow.isHost = true
+        if config.encryptsHosts, endpoints.contains(facts.destination), isExemptPort(facts) {
+            flow.isPassed = true
+            flow.isExempt = true
+        } else if local.kind == .tunnel {
+            flow.isPromised = true
         } else {
-            continues = reply != 0 && flows[reversed(facts, interface: reply)] != nil
+            flow.isPassed = continues(facts, reply: reply)
+            flow.isPromised = !flow.isPassed
         }
-        return (true, continues)
+    }
+
+    /// Whether the host answers, or goes on with, what began in clear.
+    private func continues(_ facts: PacketFacts, reply: UInt32) -> Bool {
+        if facts.isICMP { return facts.isEcho && !facts.isEchoRequest }
+        if facts.transport == 6 {
+            if facts.startsConnection { return false }
+            if !config.isStrict { return true }
+        }
+        guard reply != 0, let begun = flows[reversed(facts, interface: reply)] else { return false }
+        return facts.transport != 6 || begun.tcpFlags & 2 != 0
     }
 }

@@ -134,14 +134,9 @@ struct MasqueradeProgramTests {
         #expect(try harness.maps.masquerade.entries().count == 4, "no half is left of those that failed")
     }
 
-    @Test("without an address, and for a later fragment, there is a drop with its reason", arguments: Addresses.both)
+    @Test("without an address there is a drop with its reason", arguments: Addresses.both)
     func drops(_ a: Addresses) throws {
         let harness = try Harness()
-        if a.family == .ipv4 {
-            let later = PacketBuilder(a.host, a.remotePod).udp(1, 2).fragmented(100).layer3()
-            #expect(try harness.run(.toWireGuard, later, mark: Self.hostMark).verdict == Harness.dropped)
-            #expect(try harness.count(.toWireGuard, .dropMasqueradeFragment) == 1)
-        }
         try harness.configure(addresses: false)
         let packet = PacketBuilder(a.host, a.remotePod).udp(1, 2).layer3()
         #expect(try harness.run(.toWireGuard, packet, mark: Self.hostMark).verdict == Harness.dropped)
@@ -174,7 +169,7 @@ struct MasqueradeProgramTests {
         let result = try harness.run(.fromWireGuard, packet)
         #expect(result.verdict == Harness.tunnelled)
         let type: [UInt8] = a.family == .ipv4 ? [8, 0] : [0x86, 0xdd]
-        #expect(result.packet == [UInt8](repeating: 0, count: 12) + type + packet.bytes)
+        #expect(result.packet == [UInt8](repeating: 0, count: 12) + type + packet.hops(63).bytes)
         // On the stack path the kernel's forwarding delivers.
         try harness.configure(direct: false)
         let stack = try harness.run(.fromWireGuard, packet)
@@ -182,7 +177,7 @@ struct MasqueradeProgramTests {
         #expect(try harness.count(.fromWireGuard, .decrypted) == 2)
     }
 
-    @Test("an ICMP error of the host goes out with the device's address", arguments: Addresses.both)
+    @Test("an ICMP error about no mapping goes out with the device's address", arguments: Addresses.both)
     func icmpError(_ a: Addresses) throws {
         let harness = try Harness()
         let type: UInt8 = a.family == .ipv4 ? 3 : 1
@@ -190,5 +185,123 @@ struct MasqueradeProgramTests {
         let packet = PacketBuilder(a.host, a.remotePod).icmp(type: type, code: 3, payload: quoted).layer3()
         let expected = PacketBuilder(a.tunnel, a.remotePod).icmp(type: type, code: 3, payload: quoted).layer3()
         #expect(try harness.run(.toWireGuard, packet, mark: Self.hostMark).packet == expected.bytes)
+    }
+
+    /// Sends from the host and from the device's own address, so that the host's port is another
+    /// one on the far side; returns that.
+    private func exchangedPort(_ harness: Harness, _ a: Addresses, _ make: (PacketBuilder) -> PacketBuilder) throws
+        -> UInt16
+    {
+        _ = try harness.run(.toWireGuard, make(PacketBuilder(a.tunnel, a.remotePod)).layer3(), mark: Self.hostMark)
+        let packet = make(PacketBuilder(a.host, a.remotePod)).layer3()
+        _ = try harness.run(.toWireGuard, packet, mark: Self.hostMark)
+        let host = try #require(IPAddress(a.host))
+        let entry = try harness.maps.masquerade.entries().first { $0.key.isOutgoing && $0.key.source == host }
+        let port = try #require(entry).value.port
+        #expect(![40000, 77].contains(port))
+        return port
+    }
+
+    @Test("errors about masqueraded packets are translated both ways, what they quote too", arguments: Addresses.both)
+    func quotedErrors(_ a: Addresses) throws {
+        let type: UInt8 = a.family == .ipv4 ? 3 : 1
+        let makers: [(PacketBuilder, UInt16, Bool) -> PacketBuilder] = [
+            { builder, port, back in back ? builder.udp(53, port) : builder.udp(port, 53) },
+            { builder, port, back in back ? builder.tcp(53, port) : builder.tcp(port, 53) },
+            { builder, port, back in builder.echo(port, reply: back) },
+        ]
+        for (index, make) in makers.enumerated() {
+            for length in [28, 200] where !(length == 28 && a.family == .ipv6) {
+                let harness = try Harness()
+                let own: UInt16 = index == 2 ? 77 : 40000
+                let port = try exchangedPort(harness, a) { make($0, own, false) }
+                func quote(_ packet: PacketBuilder) -> [UInt8] { Array(packet.layer3().bytes.prefix(length)) }
+                // A router, or the pod itself, complains of what the host has sent.
+                let seen = quote(make(PacketBuilder(a.tunnel, a.remotePod), port, false))
+                let sent = quote(make(PacketBuilder(a.host, a.remotePod), own, false))
+                let error = PacketBuilder(a.remotePod, a.tunnel).icmp(type: type, code: 3, payload: seen).layer3()
+                let told = PacketBuilder(a.remotePod, a.host).icmp(type: type, code: 3, payload: sent).layer3()
+                #expect(try harness.run(.fromWireGuard, error).packet == told.bytes, "maker \(index), \(length) bytes")
+                // The host complains of the answer.
+                let restored = quote(make(PacketBuilder(a.remotePod, a.host), own, true))
+                let answered = quote(make(PacketBuilder(a.remotePod, a.tunnel), port, true))
+                let complaint = PacketBuilder(a.host, a.remotePod).icmp(type: type, code: 3, payload: restored).layer3()
+                let out = PacketBuilder(a.tunnel, a.remotePod).icmp(type: type, code: 3, payload: answered).layer3()
+                #expect(
+                    try harness.run(.toWireGuard, complaint, mark: Self.hostMark).packet == out.bytes,
+                    "maker \(index), \(length) bytes")
+            }
+        }
+    }
+
+    /// The two fragments of a datagram, the second 24 bytes on.
+    private func fragments(_ a: Addresses, _ source: String, _ destination: String) -> [PacketBuilder] {
+        var first = PacketBuilder(source, destination).udp(53, 40000, payload: [UInt8](repeating: 1, count: 16))
+            .layer3()
+        var later = PacketBuilder(source, destination).layer3()
+        later.segment = [UInt8](repeating: 2, count: 16)
+        if a.family == .ipv4 {
+            (first.fragment, later.fragment) = (0x2000, 3)
+        } else {
+            first.extensions = [(44, [0, 0, 1, 0, 0, 0, 9])]
+            later.extensions = [(44, [0, 0, 24, 0, 0, 0, 9])]
+        }
+        return [first, later]
+    }
+
+    @Test("fragments follow their first one; one that comes before it is dropped", arguments: Addresses.both)
+    func fragments(_ a: Addresses) throws {
+        let harness = try Harness()
+        let question = PacketBuilder(a.host, a.remotePod).udp(40000, 53).layer3()
+        _ = try harness.run(.toWireGuard, question, mark: Self.hostMark)
+        let arriving = fragments(a, a.remotePod, a.tunnel)
+        let restored = fragments(a, a.remotePod, a.host)
+        #expect(try harness.run(.fromWireGuard, arriving[1]).verdict == Harness.dropped)
+        #expect(try harness.count(.fromWireGuard, .dropFragmentEarly) == 1)
+        for index in 0..<2 {
+            let result = try harness.run(.fromWireGuard, arriving[index])
+            #expect(result.verdict == Harness.passed && result.packet == restored[index].bytes, "fragment \(index)")
+        }
+        // And on the way out: ports in the first, the address in all.
+        let out = [fragments(a, a.host, a.remotePod), fragments(a, a.tunnel, a.remotePod)]
+        for index in 0..<2 {
+            #expect(
+                try harness.run(.toWireGuard, out[0][index], mark: Self.hostMark).packet == out[1][index].bytes,
+                "fragment \(index)")
+        }
+    }
+
+    @Test("a known flow brings its port along: one lookup", arguments: Addresses.both)
+    func portInMark(_ a: Addresses) throws {
+        let harness = try Harness()
+        func packet(_ flags: UInt8) -> PacketBuilder {
+            PacketBuilder(a.host, a.remotePod).tcp(40001, 80, flags: flags)
+        }
+        for (flags, isKnown) in [(UInt8(2), false), (16, true), (16, true), (17, false), (4, false)] {
+            let steered = try harness.run(.toUplink, packet(flags))
+            let port = UInt32(UInt16(40001).bigEndian) << 16
+            #expect(steered.mark == Self.hostMark | (isKnown ? port : 0), "flags \(flags)")
+            let out = try harness.run(.toWireGuard, packet(flags).layer3(), mark: steered.mark)
+            let expected = PacketBuilder(a.tunnel, a.remotePod).tcp(40001, 80, flags: flags).layer3()
+            #expect(out.packet == expected.bytes && out.mark == 0, "flags \(flags)")
+        }
+        // Another address of the device: the flow asks again.
+        try harness.configure()
+        #expect(try harness.run(.toUplink, packet(16)).mark == Self.hostMark)
+    }
+
+    @Test("other transports are told apart by addresses alone", arguments: Addresses.both)
+    func otherTransports(_ a: Addresses) throws {
+        let harness = try Harness()
+        func sctp(_ source: String, _ destination: String) -> PacketBuilder {
+            var packet = PacketBuilder(source, destination).udp(7, 8).layer3()
+            packet.transport = 132
+            packet.checksumOffset = nil
+            return packet
+        }
+        let out = try harness.run(.toWireGuard, sctp(a.host, a.remotePod), mark: Self.hostMark)
+        #expect(out.packet == sctp(a.tunnel, a.remotePod).bytes)
+        #expect(
+            try harness.run(.fromWireGuard, sctp(a.remotePod, a.tunnel)).packet == sctp(a.remotePod, a.host).bytes)
     }
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Lab
 import Model
 
 /// Builds packets byte by byte for test runs, with right checksums.
@@ -14,6 +13,8 @@ struct PacketBuilder {
     var hasEthernet = true
     /// Of 8-byte units and the more-fragments bit (IPv4 field).
     var fragment: UInt16 = 0
+    /// TTL.
+    var hopLimit: UInt8 = 64
     /// IPv6 extension headers, each without its next-header byte's value.
     var extensions: [(number: UInt8, bytes: [UInt8])] = []
 
@@ -36,11 +37,16 @@ struct PacketBuilder {
     }
 
     /// `flags`: byte 13 of the TCP header; 2 SYN, 16 ACK, 18 both.
-    func tcp(_ from: UInt16, _ to: UInt16, flags: UInt8 = 2, payload: [UInt8] = Array("tcp payload".utf8)) -> Self {
+    /// `options` are a multiple of four bytes.
+    func tcp(
+        _ from: UInt16, _ to: UInt16, flags: UInt8 = 2, options: [UInt8] = [],
+        payload: [UInt8] = Array("tcp payload".utf8)
+    ) -> Self {
         var copy = self
         copy.transport = 6
-        copy.segment =
-            Self.word(from) + Self.word(to) + [0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0x20, 0, 0, 0, 0, 0] + payload
+        let length = (UInt8(20 + options.count) / 4) << 4
+        copy.segment = Self.word(from) + Self.word(to) + [0, 0, 0, 1, 0, 0, 0, 0, length, flags, 0x20, 0, 0, 0, 0, 0]
+        copy.segment += options + payload
         copy.checksumOffset = 16
         return copy
     }
@@ -66,6 +72,12 @@ struct PacketBuilder {
     func fragmented(_ field: UInt16) -> Self {
         var copy = self
         copy.fragment = field
+        return copy
+    }
+
+    func hops(_ limit: UInt8) -> Self {
+        var copy = self
+        copy.hopLimit = limit
         return copy
     }
 
@@ -96,13 +108,13 @@ struct PacketBuilder {
         var network: [UInt8]
         if source.family == .ipv4 {
             network = [0x45, 0] + Self.word(UInt16(20 + segment.count)) + [0, 1] + Self.word(fragment)
-            network += [64, transport, 0, 0] + source.bytes + destination.bytes
+            network += [hopLimit, transport, 0, 0] + source.bytes + destination.bytes
             network.replaceSubrange(10..<12, with: Self.word(internetChecksum(network)))
         } else {
             let chain = extensions.map(\.number) + [transport]
             var headers: [UInt8] = []
             for (index, header) in extensions.enumerated() { headers += [chain[index + 1]] + header.bytes }
-            network = [0x60, 0, 0, 0] + Self.word(UInt16(headers.count + segment.count)) + [chain[0], 64]
+            network = [0x60, 0, 0, 0] + Self.word(UInt16(headers.count + segment.count)) + [chain[0], hopLimit]
             network += source.bytes + destination.bytes + headers
         }
         let type: [UInt8] = source.family == .ipv4 ? [0x08, 0x00] : [0x86, 0xdd]

@@ -14,7 +14,7 @@ struct SteeringProgramTests {
         let result = try harness.run(.fromPod, packet)
         #expect(result.verdict == Harness.tunnelled)
         #expect(result.mark == PacketMark.counted)
-        #expect(result.packet == packet.bytes, "steering changes no byte")
+        #expect(result.packet == packet.hops(63).bytes, "a hop less, and nothing else")
         let flow = try #require(try harness.flows.first)
         #expect(flow.value.packets == 1 && flow.value.bytes == UInt64(packet.bytes.count - 14))
         #expect(flow.value.isTunnelled && flow.value.slot == a.slot)

@@ -10,7 +10,9 @@ struct LayoutTests {
     @Test("hooks and reasons have names, each once, in the order of the header")
     func names() {
         #expect(
-            Hook.allCases.map(\.name) == ["from_pod", "to_uplink", "from_uplink", "to_wireguard", "from_wireguard"])
+            Hook.allCases.map(\.name) == [
+                "from_pod", "to_uplink", "from_uplink", "to_wireguard", "from_wireguard", "guard_out", "guard_in",
+            ])
         let names = Reason.allCases.map(\.name)
         #expect(Set(names).count == names.count && names.allSatisfy { !$0.isEmpty })
         for reason in Reason.allCases { #expect(reason.isDrop == reason.name.hasPrefix("drop_"), "\(reason.name)") }
@@ -23,7 +25,9 @@ struct LayoutTests {
         #expect(MemoryLayout<wgp_flow_key6>.size == 44)
         #expect(MemoryLayout<wgp_destination>.size == 80)
         #expect(MemoryLayout<wgp_peer>.size == 296)
-        #expect(MemoryLayout<wgp_config>.size == 48)
+        #expect(MemoryLayout<wgp_config>.size == 192)
+        #expect(MemoryLayout<wgp_event>.size == 64)
+        #expect(MemoryLayout<wgp_local>.size == 8)
         #expect(MemoryLayout<wgp_masquerade>.size == 32)
     }
 
@@ -32,7 +36,7 @@ struct LayoutTests {
         let actions: [(DestinationAction, wgp_action)] = [
             (.clear, WGP_ACTION_CLEAR), (.tunnel, WGP_ACTION_TUNNEL), (.drop, WGP_ACTION_DROP),
             (.stack, WGP_ACTION_STACK),
-            (.draining, WGP_ACTION_DRAINING),
+            (.draining, WGP_ACTION_DRAINING), (.exempt, WGP_ACTION_EXEMPT),
         ]
         for (ours, theirs) in actions { #expect(UInt32(ours.rawValue) == theirs.rawValue) }
         let kinds: [(LocalKind, wgp_local_kind)] = [

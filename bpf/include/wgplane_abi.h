@@ -14,12 +14,14 @@
 #define WGPLANE_ABI_H
 
 #include <linux/types.h>
+#include "wgplane_reasons.h"
+#include "wgplane_flows.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic error "-Wpadded"
 
 /* Version of everything in this file; pins live in a directory named for it. */
-#define WGP_LAYOUT_VERSION 1
+#define WGP_LAYOUT_VERSION 2
 
 /* ---- marks ------------------------------------------------------------- */
 /*
@@ -33,8 +35,13 @@
 #define WGP_MARK_WIREGUARD 0x20000000
 /* A hook of this node has counted the packet in a flow; cleared when it leaves the node. */
 #define WGP_MARK_COUNTED 0x00002000
-/* Beside it: the source is the node itself, to_wireguard masquerades it. */
+/*
+ * Beside it: the source is the node itself, to_wireguard masquerades it. The upper
+ * half of such a mark is the flow's port on the far side (network order), 0 when
+ * to_wireguard is to look it up.
+ */
 #define WGP_MARK_HOST 0x00001000
+#define WGP_MARK_PORT_SHIFT 16
 
 /* ---- limits ------------------------------------------------------------ */
 
@@ -46,6 +53,12 @@
 #define WGP_MAX_ENDPOINTS 16384
 #define WGP_MAX_FLOWS 262144
 #define WGP_MAX_MASQUERADE 131072
+#define WGP_MAX_INTERFACES 16384
+#define WGP_MAX_ALLOWED_SOURCES 16384
+#define WGP_MAX_FRAGMENTS 8192
+#define WGP_MAX_EXEMPT_PORTS 16
+#define WGP_MAX_GUARD_PREFIXES 65536
+#define WGP_EVENTS_BYTES (256 * 1024)
 #define WGP_NODE_NAME_SIZE 256
 #define WGP_KEY_SIZE 32
 
@@ -53,6 +66,13 @@
 #define WGP_MAX_EXTENSION_HEADERS 6
 /* Source ports tried before a masqueraded flow is dropped as exhausted. */
 #define WGP_MASQUERADE_TRIES 16
+/* ICMP answers of ours, per CPU in each tenth of a second. */
+#define WGP_ICMP_BURST 100
+/* Bytes of the offending packet that they quote: all IP options and TCP's header. */
+#define WGP_ICMP_QUOTE4 80
+#define WGP_ICMP_QUOTE6 128
+/* A host's flow asks for its mapping anew after this many units of 2^30 ns. */
+#define WGP_NAT_FRESH 10
 
 /* ---- destinations ------------------------------------------------------ */
 
@@ -63,6 +83,7 @@ enum wgp_action {
 	WGP_ACTION_DROP = 2, /* must be encrypted and cannot be */
 	WGP_ACTION_STACK = 3, /* local: the stack delivers it */
 	WGP_ACTION_DRAINING = 4, /* leaves in clear, the peer is going away */
+	WGP_ACTION_EXEMPT = 5, /* leaves in clear by the operator's choice, strict or not */
 };
 
 /* Fixed slots; peers' slots begin at WGP_SLOT_FIRST_PEER. */
@@ -148,9 +169,36 @@ enum wgp_local_kind {
 struct wgp_local {
 	__u32 ifindex;
 	__u8 kind;
-	__u8 pad[3];
+	__u8 pad;
+	__u16 mtu; /* of that device, 0 unknown */
 };
 _Static_assert(sizeof(struct wgp_local) == 8, "local");
+
+enum wgp_interface_flag {
+	WGP_INTERFACE_CHECKED = 1 << 0, /* its pod's addresses are known: no others may send */
+};
+
+/* Map "interfaces": hash by interface index, of pods' devices. */
+struct wgp_interface {
+	__u32 flags;
+};
+
+/*
+ * Maps "allowed_sources4/6": LPM tries of what a pod may send from beside its own
+ * addresses. The interface comes first, so prefix_length is 32 more than the prefix's.
+ */
+struct wgp_source4 {
+	__u32 prefix_length;
+	__u32 ifindex;
+	__be32 address;
+};
+struct wgp_source6 {
+	__u32 prefix_length;
+	__u32 ifindex;
+	__u8 address[16];
+};
+_Static_assert(sizeof(struct wgp_source4) == 12, "source4");
+_Static_assert(sizeof(struct wgp_source6) == 24, "source6");
 
 /* Value of maps "endpoints4/6": hashes by the outer address of a known peer. */
 struct wgp_endpoint {
@@ -166,6 +214,18 @@ enum wgp_config_flag {
 	WGP_CONFIG_ENABLED4 = 1 << 0,
 	WGP_CONFIG_ENABLED6 = 1 << 1,
 	WGP_CONFIG_DIRECT = 1 << 2, /* from_pod redirects; else to_uplink steers */
+	WGP_CONFIG_STRICT = 1 << 3, /* what cannot be encrypted is dropped */
+	WGP_CONFIG_HOSTS = 1 << 4, /* host encryption: nodes' own traffic is promised too */
+	WGP_CONFIG_SOURCES = 1 << 5, /* pods send from their own addresses only */
+	WGP_CONFIG_CONNTRACK = 1 << 6, /* a flow's first packet asks conntrack */
+};
+
+/* Ports whose flows between nodes stay in clear under host encryption. */
+struct wgp_port_range {
+	__u16 first; /* both inclusive, host order */
+	__u16 last;
+	__u8 protocol;
+	__u8 pad[3];
 };
 
 /* Map "config": one entry, written whole; each change raises `generation`. */
@@ -179,159 +239,36 @@ struct wgp_config {
 	__u16 port6;
 	__u16 port_min; /* range of masquerade source ports, both inclusive */
 	__u16 port_max;
+	__u16 mtu4; /* of the WireGuard devices; 0: sizes are not looked at */
+	__u16 mtu6;
+	__u16 mss4; /* most that a TCP SYN may offer; 0: it is left alone */
+	__u16 mss6;
+	__u16 vxlan_ports[2]; /* UDP ports of overlays, 0 none */
 	__be32 tunnel4; /* the WireGuard device's address, 0 none */
 	__u8 tunnel6[16]; /* all zero: none */
+	__u32 exempt_count;
+	struct wgp_port_range exempt[WGP_MAX_EXEMPT_PORTS];
 };
-_Static_assert(sizeof(struct wgp_config) == 48, "config");
+_Static_assert(sizeof(struct wgp_config) == 192, "config");
 
 /* Constants of a program, set before it is loaded (.rodata). */
 struct wgp_constants {
 	__u32 link_header_length; /* 14 on Ethernet, 0 on L3 devices */
 	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns */
+	__u16 vxlan_ports[2]; /* UDP ports of overlays, 0 none: for the guard */
 };
 
-/* ---- flows ------------------------------------------------------------- */
+/* ---- second lock of strict mode ---------------------------------------- */
 
-/* Maps "flows4/6": one direction of a flow, as it enters the node. */
-struct wgp_flow_key4 {
-	__be32 source;
-	__be32 destination;
-	__be16 source_port; /* ICMP echo: the identifier */
-	__be16 destination_port; /* ICMP: type << 8 | code, as in NetFlow */
-	__u32 ifindex; /* device it came in by; 0: the host itself */
-	__u8 protocol;
-	__u8 pad[3];
-};
-struct wgp_flow_key6 {
-	__u8 source[16];
-	__u8 destination[16];
-	__be16 source_port;
-	__be16 destination_port;
-	__u32 ifindex;
-	__u8 protocol;
-	__u8 pad[3];
-};
-_Static_assert(sizeof(struct wgp_flow_key4) == 20, "flow_key4");
-_Static_assert(sizeof(struct wgp_flow_key6) == 44, "flow_key6");
-
-enum wgp_flow_flag {
-	WGP_FLOW_TUNNELLED = 1 << 0, /* at least one packet went through WireGuard */
-	WGP_FLOW_CLEAR = 1 << 1, /* at least one left for another node in clear */
-	WGP_FLOW_HOST = 1 << 2, /* the source is the node itself: masqueraded */
-	WGP_FLOW_PASS = 1 << 3, /* never steered: the far peer would refuse it */
+enum wgp_guard {
+	WGP_GUARD_POOL = 1, /* never in clear from or to another such */
+	WGP_GUARD_EXEMPT = 2, /* pods of a node that the operator has exempted */
 };
 
-struct wgp_flow {
-	__u64 packets;
-	__u64 bytes; /* of the network layer: IP header and up */
-	__u64 first_ns; /* CLOCK_MONOTONIC */
-	__u64 last_ns;
-	__u32 slot; /* of the destination */
-	__u32 generation; /* of that slot when it was looked up */
-	__u32 config_generation;
-	__u8 flags; /* enum wgp_flow_flag */
-	__u8 hook; /* enum wgp_hook: where it was counted first */
-	__u8 tcp_flags; /* all TCP flags seen, or'ed */
-	__u8 lane;
-	__u64 nat; /* reserved: the masquerade of this flow */
-	__u32 reason; /* reserved: enum wgp_reason of its last drop */
-	__u32 pad;
+/* Value of maps "guard_prefixes4/6": LPM tries, read by the guard alone. */
+struct wgp_guard_prefix {
+	__u32 kind; /* enum wgp_guard */
 };
-_Static_assert(sizeof(struct wgp_flow) == 64, "flow");
-
-/* ---- masquerade -------------------------------------------------------- */
-
-enum wgp_masquerade_direction {
-	WGP_MASQUERADE_OUT = 0, /* key is the host's own tuple */
-	WGP_MASQUERADE_IN = 1, /* key is the tuple of the reply as it arrives */
-};
-
-/* Maps "masquerade4/6": both halves of a mapping, in one hash. */
-struct wgp_masquerade_key4 {
-	__be32 source;
-	__be32 destination;
-	__be16 source_port;
-	__be16 destination_port;
-	__u8 protocol;
-	__u8 direction; /* enum wgp_masquerade_direction */
-	__u8 pad[2];
-};
-struct wgp_masquerade_key6 {
-	__u8 source[16];
-	__u8 destination[16];
-	__be16 source_port;
-	__be16 destination_port;
-	__u8 protocol;
-	__u8 direction;
-	__u8 pad[2];
-};
-_Static_assert(sizeof(struct wgp_masquerade_key4) == 16, "masquerade_key4");
-_Static_assert(sizeof(struct wgp_masquerade_key6) == 40, "masquerade_key6");
-
-/* OUT: the source to write. IN: the destination (the host's own) to restore. */
-struct wgp_masquerade {
-	__u64 last_ns;
-	__u8 address[16]; /* IPv4 in the first four bytes */
-	__be16 port; /* ICMP echo: the identifier */
-	__u8 tcp_flags;
-	__u8 pad[5];
-};
-_Static_assert(sizeof(struct wgp_masquerade) == 32, "masquerade");
-
-/* ---- counters ---------------------------------------------------------- */
-
-/* Where a packet was seen. */
-#define WGP_HOOKS(X)                                                                               \
-	X(FROM_POD, from_pod, "ingress of a pod's device")                                         \
-	X(TO_UPLINK, to_uplink, "egress of an uplink")                                             \
-	X(FROM_UPLINK, from_uplink, "ingress of an uplink")                                        \
-	X(TO_WIREGUARD, to_wireguard, "egress of a WireGuard device")                              \
-	X(FROM_WIREGUARD, from_wireguard, "ingress of a WireGuard device")
-
-enum wgp_hook {
-#define X(upper, lower, text) WGP_HOOK_##upper,
-	WGP_HOOKS(X)
-#undef X
-		WGP_HOOK_COUNT,
-};
-
-/*
- * Why a packet was dropped or how it went: the only list of them. Those from
- * WGP_REASON_FIRST_DROP on are drops.
- */
-#define WGP_REASONS(X)                                                                             \
-	X(NONE, "none", "not counted")                                                             \
-	X(TUNNELLED, "tunnelled", "redirected into WireGuard")                                     \
-	X(DECRYPTED, "decrypted", "came out of WireGuard")                                         \
-	X(CLEAR, "clear", "left for a pod of another node in clear")                               \
-	X(MASQUERADED, "masqueraded", "source rewritten to the WireGuard device's address")        \
-	X(UNMASQUERADED, "unmasqueraded", "destination restored to the host's own address")        \
-	X(FLOW_TABLE_FULL, "flow_table_full", "a new flow was decided but not remembered")         \
-	X(UNPARSABLE, "unparsable", "header malformed or too deep; left to the stack")             \
-	X(DROP_NO_TUNNEL, "drop_no_tunnel", "must be encrypted and the peer is not ready")         \
-	X(DROP_UNKNOWN_ENDPOINT, "drop_unknown_endpoint", "WireGuard packet from no known node")   \
-	X(DROP_MASQUERADE_EXHAUSTED, "drop_masquerade_exhausted", "no free source port")           \
-	X(DROP_MASQUERADE_FULL, "drop_masquerade_full", "masquerade table is full")                \
-	X(DROP_MASQUERADE_NO_ADDRESS, "drop_masquerade_no_address", "device has no address yet")   \
-	X(DROP_MASQUERADE_FRAGMENT, "drop_masquerade_fragment", "later fragment of the host's")    \
-	X(DROP_REWRITE_FAILED, "drop_rewrite_failed", "packet could not be rewritten")             \
-	X(DROP_NOT_HERE, "drop_not_here", "came out of WireGuard for a pod that is not here")
-
-enum wgp_reason {
-#define X(upper, name, text) WGP_REASON_##upper,
-	WGP_REASONS(X)
-#undef X
-		WGP_REASON_COUNT,
-	WGP_REASON_FIRST_DROP = WGP_REASON_DROP_NO_TUNNEL,
-};
-
-/* Map "counters": per-CPU array by reason * WGP_HOOK_COUNT + hook. */
-struct wgp_counter {
-	__u64 packets;
-	__u64 bytes;
-};
-
-#define WGP_COUNTER_SLOTS (WGP_REASON_COUNT * WGP_HOOK_COUNT)
 
 #pragma GCC diagnostic pop
 

@@ -10,15 +10,7 @@
 #ifndef WGPLANE_LIB_FLOW_H
 #define WGPLANE_LIB_FLOW_H
 
-#include "lookup.h"
-
-/* What a hook needs to know of a packet to act on it. */
-struct wgp_verdict {
-	__u32 slot;
-	__u32 action; /* enum wgp_action */
-	__u32 flags; /* enum wgp_flow_flag */
-	__u32 ifindex; /* lane's device when the action is tunnel */
-};
+#include "events.h"
 
 /* Ports of a key; none for fragments, which must all find one entry. */
 static __always_inline void wgp_flow_ports(const struct wgp_packet *p, int reverse, __be16 *source,
@@ -105,9 +97,9 @@ static __always_inline void wgp_flow_account(struct wgp_flow *flow, const struct
 		flow->tcp_flags |= p->tcp_flags;
 }
 
-static __always_inline void wgp_flow_flag(struct wgp_flow *flow, __u8 flag)
+static __always_inline void wgp_flow_flag(struct wgp_flow *flow, __u16 flag)
 {
-	if (!(flow->flags & flag))
+	if ((flow->flags & flag) != flag)
 		flow->flags |= flag;
 }
 
@@ -138,7 +130,7 @@ static __always_inline void wgp_flow_resolve(struct wgp_flow *flow, const struct
 /* Makes the entry of a flow that is only counted here, with its first packet. */
 static __always_inline void wgp_flow_record(const struct wgp_packet *p,
 					    const struct wgp_config *cfg, __u32 ifindex, __u8 hook,
-					    __u8 flags)
+					    __u16 flags)
 {
 	struct wgp_flow fresh = {};
 	struct wgp_flow *flow;
@@ -152,13 +144,51 @@ static __always_inline void wgp_flow_record(const struct wgp_packet *p,
 	fresh.tcp_flags = p->tcp_flags;
 	fresh.first_ns = wgp_now();
 	fresh.last_ns = fresh.first_ns;
-	if (!wgp_flow_insert(p, ifindex, &fresh))
+	if (!wgp_flow_insert(p, ifindex, &fresh)) {
+		wgp_flow_begins(p, ifindex, hook, flags);
 		return;
+	}
 	flow = wgp_flow_find(p, ifindex, 0);
 	if (flow)
 		wgp_flow_account(flow, p); /* another CPU was first */
 	else
 		wgp_count(p, hook, WGP_REASON_FLOW_TABLE_FULL);
+}
+
+/*
+ * The way back of what the stack has steered goes through the stack too: there
+ * netfilter undoes what it has done. Not for ICMP, whose answers have keys of their own.
+ */
+static __always_inline void wgp_flow_return_by_stack(const struct wgp_packet *p,
+						     const struct wgp_config *cfg)
+{
+	__u32 ifindex = p->family == 4 ? cfg->ifindex4 : cfg->ifindex6;
+	struct wgp_flow *flow;
+	struct wgp_flow fresh = {};
+
+	if (wgp_is_icmp(p))
+		return;
+	flow = wgp_flow_find(p, ifindex, 1);
+	if (flow) {
+		wgp_flow_flag(flow, WGP_FLOW_STACK);
+		return;
+	}
+	fresh.slot = WGP_SLOT_LOCAL;
+	fresh.flags = WGP_FLOW_STACK | WGP_FLOW_TUNNELLED;
+	fresh.hook = WGP_HOOK_FROM_WIREGUARD;
+	fresh.first_ns = wgp_now();
+	fresh.last_ns = fresh.first_ns;
+	if (p->family == 4) {
+		struct wgp_flow_key4 key;
+
+		wgp_flow_key4(&key, p, ifindex, 1);
+		bpf_map_update_elem(&flows4, &key, &fresh, BPF_NOEXIST);
+	} else {
+		struct wgp_flow_key6 key;
+
+		wgp_flow_key6(&key, p, ifindex, 1);
+		bpf_map_update_elem(&flows6, &key, &fresh, BPF_NOEXIST);
+	}
 }
 
 /* Fills the verdict from the slot as it is now. */
@@ -168,6 +198,7 @@ static __always_inline void wgp_verdict_fill(struct wgp_verdict *verdict, __u32 
 	verdict->slot = slot;
 	verdict->flags = flags;
 	verdict->action = word & WGP_WORD_ACTION_MASK;
+	verdict->port = 0;
 	verdict->ifindex = destination ? destination->lanes[0].ifindex : 0;
 }
 

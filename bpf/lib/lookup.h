@@ -5,13 +5,6 @@
 
 #include "parse.h"
 
-/*
- * Let the packet go on. Never TC_ACT_OK, which would end the chain and skip
- * other people's programs on the device.
- */
-#define WGP_PASS (-1) /* TC_ACT_UNSPEC */
-#define WGP_SHOT 2 /* TC_ACT_SHOT */
-
 static __always_inline __u64 wgp_now(void)
 {
 	return constants.coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
@@ -38,25 +31,6 @@ static __always_inline void wgp_count(const struct wgp_packet *packet, __u32 hoo
 		counter->packets += packet->packets;
 		counter->bytes += packet->bytes;
 	}
-}
-
-/* Counts the reason and returns the verdict that goes with it. */
-static __always_inline int wgp_drop(const struct wgp_packet *packet, __u32 hook, __u32 reason)
-{
-	wgp_count(packet, hook, reason);
-	return WGP_SHOT;
-}
-
-/* A packet that is not IP passes; one that cannot be parsed is counted and passes. */
-static __always_inline int wgp_pass_unparsed(struct __sk_buff *skb, struct wgp_packet *packet,
-					     __u32 hook, int parsed)
-{
-	if (parsed == WGP_MALFORMED) {
-		packet->packets = 1;
-		packet->bytes = skb->len;
-		wgp_count(packet, hook, WGP_REASON_UNPARSABLE);
-	}
-	return WGP_PASS;
 }
 
 static __always_inline const struct wgp_local *wgp_local(__u8 family,
@@ -106,6 +80,12 @@ static __always_inline const struct wgp_destination *wgp_destination(__u32 slot)
 static __always_inline __u64 wgp_word(const struct wgp_destination *destination)
 {
 	return *(const volatile __u64 *)&destination->word;
+}
+
+/* Is the address one of IPv6's link-local ones? */
+static __always_inline int wgp_is_link_local(const struct wgp_packet *p)
+{
+	return p->family == 6 && p->source.bytes[0] == 0xfe && (p->source.bytes[1] & 0xc0) == 0x80;
 }
 
 #endif

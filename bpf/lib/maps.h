@@ -3,24 +3,7 @@
 #ifndef WGPLANE_LIB_MAPS_H
 #define WGPLANE_LIB_MAPS_H
 
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-#include "wgplane_abi.h"
-
-#define WGP_MAP(map_name, map_type, key_type, value_type, entries, flags)                          \
-	struct {                                                                                   \
-		__uint(type, map_type);                                                            \
-		__uint(max_entries, entries);                                                      \
-		__uint(map_flags, flags);                                                          \
-		__type(key, key_type);                                                             \
-		__type(value, value_type);                                                         \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);                                               \
-	} map_name SEC(".maps")
-
-#define HASH BPF_MAP_TYPE_HASH
-#define TRIE BPF_MAP_TYPE_LPM_TRIE
-#define ARRAY BPF_MAP_TYPE_ARRAY
-#define SPARSE BPF_F_NO_PREALLOC
+#include "program.h"
 
 WGP_MAP(config, ARRAY, __u32, struct wgp_config, 1, 0);
 WGP_MAP(destinations, ARRAY, __u32, struct wgp_destination, WGP_MAX_DESTINATIONS, BPF_F_MMAPABLE);
@@ -41,6 +24,10 @@ WGP_MAP(locals6, HASH, struct wgp_address6, struct wgp_local, WGP_MAX_LOCALS, SP
 WGP_MAP(endpoints4, HASH, struct wgp_address4, struct wgp_endpoint, WGP_MAX_ENDPOINTS, SPARSE);
 WGP_MAP(endpoints6, HASH, struct wgp_address6, struct wgp_endpoint, WGP_MAX_ENDPOINTS, SPARSE);
 
+WGP_MAP(interfaces, HASH, __u32, struct wgp_interface, WGP_MAX_INTERFACES, SPARSE);
+WGP_MAP(allowed_sources4, TRIE, struct wgp_source4, __u32, WGP_MAX_ALLOWED_SOURCES, SPARSE);
+WGP_MAP(allowed_sources6, TRIE, struct wgp_source6, __u32, WGP_MAX_ALLOWED_SOURCES, SPARSE);
+
 WGP_MAP(flows4, HASH, struct wgp_flow_key4, struct wgp_flow, WGP_MAX_FLOWS, SPARSE);
 WGP_MAP(flows6, HASH, struct wgp_flow_key6, struct wgp_flow, WGP_MAX_FLOWS, SPARSE);
 WGP_MAP(masquerade4, HASH, struct wgp_masquerade_key4, struct wgp_masquerade, WGP_MAX_MASQUERADE,
@@ -48,7 +35,16 @@ WGP_MAP(masquerade4, HASH, struct wgp_masquerade_key4, struct wgp_masquerade, WG
 WGP_MAP(masquerade6, HASH, struct wgp_masquerade_key6, struct wgp_masquerade, WGP_MAX_MASQUERADE,
 	SPARSE);
 
-/* Set by the loader, constant to the verifier: dead branches are never checked. */
-const volatile struct wgp_constants constants = {.link_header_length = 14};
+WGP_MAP(fragments4, LRU, struct wgp_fragment_key4, struct wgp_fragment_value, WGP_MAX_FRAGMENTS, 0);
+WGP_MAP(fragments6, LRU, struct wgp_fragment_key6, struct wgp_fragment_value, WGP_MAX_FRAGMENTS, 0);
+
+WGP_MAP(icmp_limit, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct wgp_icmp_limit, 1, 0);
+WGP_MAP(event_control, ARRAY, __u32, struct wgp_event_control, 1, 0);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, WGP_EVENTS_BYTES);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} events SEC(".maps");
 
 #endif

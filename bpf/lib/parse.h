@@ -32,9 +32,12 @@ struct wgp_icmp {
 };
 
 #define WGP_IP_OFFSET_MASK 0x1fff
+#define WGP_IP_DONT_FRAGMENT 0x4000
 #define WGP_IP_MORE_FRAGMENTS 0x2000
 
+#define WGP_TCP_FIN 0x01
 #define WGP_TCP_SYN 0x02
+#define WGP_TCP_RST 0x04
 #define WGP_TCP_ACK 0x10
 
 enum wgp_fragment {
@@ -54,6 +57,8 @@ struct wgp_packet {
 	union wgp_address destination;
 	__u32 network_offset; /* of the IP header, from skb->data */
 	__u32 transport_offset; /* of the transport header */
+	__u32 payload_offset; /* behind the transport header, where that is known */
+	__u32 identification; /* of a fragment, as it stands in the header */
 	__u32 packets; /* segments when GSO, else 1 */
 	__u32 bytes; /* IP headers and payload of all segments */
 	__be16 source_port; /* ICMP echo: the identifier; 0 where there is none */
@@ -65,12 +70,62 @@ struct wgp_packet {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 has_port; /* TCP, UDP or an echo message with its header here */
+	__u8 hop_limit; /* TTL */
+	__u8 may_split; /* IPv4 without DF */
 };
 
 static __always_inline int wgp_is_icmp(const struct wgp_packet *p)
 {
 	return p->protocol == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
 }
+
+/* A hook's circumstances. */
+struct wgp_context {
+	__u32 hook; /* enum wgp_hook */
+	__u32 ifindex; /* device the packet came in by, 0: from the host */
+	__u32 reply_ifindex; /* uplink by which the host's answers leave, else 0 */
+	__u32 counted; /* another hook has counted the packet */
+	__u32 is_pod; /* the hook is a pod's: all its flows are recorded, its source checked */
+};
+
+/* What a hook needs to know of a packet to act on it. */
+struct wgp_verdict {
+	__u32 slot;
+	__u32 action; /* enum wgp_action */
+	__u32 flags; /* enum wgp_flow_flag */
+	__u32 ifindex; /* lane's device when the action is tunnel */
+	__u32 port; /* of the host's masquerade, network order; 0: to be looked up */
+};
+
+/*
+ * The packet at hand. It lies in a map, one for each CPU, so that functions find it
+ * without being handed pointers: kernels before 5.12 allow none, and what the verifier
+ * cannot follow it need not follow along every path. Programs do not nest on a CPU.
+ */
+struct wgp_work {
+	struct wgp_packet packet;
+	struct wgp_packet quoted; /* the one inside an ICMP error */
+	struct wgp_context context;
+	struct wgp_verdict verdict;
+	struct wgp_flow fresh; /* an entry being made */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct wgp_work);
+} work SEC(".maps");
+
+static __always_inline struct wgp_work *wgp_work(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&work, &zero);
+}
+
+/* A function that the verifier checks once, for all numbers it may get. */
+#define WGP_FUNCTION __attribute__((noinline, unused))
 
 enum wgp_parsed {
 	WGP_PARSED = 0,
@@ -124,6 +179,7 @@ static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp
 			}
 		}
 	}
+	packet->payload_offset = header_end;
 	packet->packets = 1;
 	packet->bytes = skb->len - packet->network_offset;
 	if (skb->gso_segs > 1) {
@@ -149,7 +205,10 @@ static __always_inline int wgp_parse_ipv4(struct __sk_buff *skb, struct wgp_pack
 	packet->source.v4 = ip.saddr;
 	packet->destination.v4 = ip.daddr;
 	packet->transport_offset = packet->network_offset + header_length;
+	packet->hop_limit = ip.ttl;
+	packet->identification = ip.id;
 	fragment = bpf_ntohs(ip.frag_off);
+	packet->may_split = !(fragment & WGP_IP_DONT_FRAGMENT);
 	if (fragment & WGP_IP_OFFSET_MASK)
 		packet->fragment = WGP_FRAGMENT_LATER;
 	else if (fragment & WGP_IP_MORE_FRAGMENTS)
@@ -182,6 +241,7 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 	packet->family = 6;
 	__builtin_memcpy(&packet->source, &ip.saddr, 16);
 	__builtin_memcpy(&packet->destination, &ip.daddr, 16);
+	packet->hop_limit = ip.hop_limit;
 	next = ip.nexthdr;
 #pragma unroll
 	for (int i = 0; i < WGP_MAX_EXTENSION_HEADERS; i++) {
@@ -194,6 +254,7 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 		if (next == IPPROTO_FRAGMENT) {
 			__u16 fragment = bpf_ntohs(extension.fragment);
 
+			packet->identification = extension.identification;
 			if (fragment & 0xfff8)
 				packet->fragment = WGP_FRAGMENT_LATER;
 			else if (fragment & 1)
@@ -215,13 +276,19 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 }
 
 /*
- * Expects skb->data at the link header (Ethernet) or the IP header (L3 device),
- * as constants.link_header_length says. Returns enum wgp_parsed.
+ * Reads the packet at hand into wgp_work()->packet. Expects skb->data at the link header
+ * (Ethernet) or the IP header (L3 device), as constants.link_header_length says.
+ * Returns enum wgp_parsed.
  */
-static __always_inline int wgp_parse(struct __sk_buff *skb, struct wgp_packet *packet)
+WGP_FUNCTION int wgp_parse(struct __sk_buff *skb)
 {
+	struct wgp_work *w = wgp_work();
+	struct wgp_packet *packet;
 	__u8 version;
 
+	if (!w)
+		return WGP_NOT_IP;
+	packet = &w->packet;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->network_offset = constants.link_header_length;
 	if (constants.link_header_length) {

@@ -6,32 +6,37 @@
 #ifndef WGPLANE_LIB_STEER_H
 #define WGPLANE_LIB_STEER_H
 
+#include "conntrack.h"
 #include "flow.h"
-#include "masquerade.h"
-
-/* A hook's circumstances; see wgp_decide. */
-struct wgp_context {
-	__u32 hook; /* enum wgp_hook */
-	__u32 ifindex; /* device the packet came in by, 0: from the host */
-	__u32 reply_ifindex; /* uplink by which the host's answers leave, else 0 */
-	__u32 counted; /* another hook has counted the packet */
-	__u32 outside; /* flows to outside every pool are recorded */
-};
+#include "guard.h"
+#include "icmp.h"
+#include "mapping.h"
+#include "sources.h"
 
 /*
  * Does the host answer, or go on with, something that began outside the
  * tunnel? It must go on there: masqueraded, it would reach its peer from an
- * address that the peer does not know.
+ * address that the peer does not know. In strict mode the beginning must have been seen.
  */
 static __always_inline int wgp_host_continues(const struct wgp_packet *p,
+					      const struct wgp_config *cfg,
 					      const struct wgp_context *context)
 {
-	if (p->protocol == IPPROTO_TCP)
-		return !wgp_starts_connection(p) && !wgp_is_masqueraded(p);
+	const struct wgp_flow *begun;
+
 	/* Errors quote what came through the tunnel: they may go nowhere else. */
 	if (wgp_is_icmp(p))
 		return p->has_port && !wgp_is_echo_request(p);
-	return context->reply_ifindex && wgp_flow_find(p, context->reply_ifindex, 1);
+	if (p->protocol == IPPROTO_TCP) {
+		if (wgp_starts_connection(p) || wgp_is_masqueraded(p))
+			return 0;
+		if (!(cfg->flags & WGP_CONFIG_STRICT))
+			return 1;
+	}
+	begun = context->reply_ifindex ? wgp_flow_find(p, context->reply_ifindex, 1) : NULL;
+	if (!begun)
+		return 0;
+	return p->protocol != IPPROTO_TCP || (begun->tcp_flags & WGP_TCP_SYN);
 }
 
 /*
@@ -39,126 +44,257 @@ static __always_inline int wgp_host_continues(const struct wgp_packet *p,
  * node's once they are masqueraded. Returns enum wgp_flow_flag bits.
  */
 static __always_inline __u32 wgp_source_flags(const struct wgp_packet *p,
+					      const struct wgp_config *cfg,
 					      const struct wgp_context *context)
 {
 	const struct wgp_local *local = wgp_local(p->family, &p->source);
 	__u32 ifindex = context->ifindex;
 
-	/* A pod that nobody has told us of, or no more: its address is of our blocks. */
-	if (!local)
-		return ifindex && wgp_slot_of(p->family, &p->source) == WGP_SLOT_LOCAL
-			       ? 0
-			       : WGP_FLOW_PASS;
+	if (!local) {
+		__u32 slot = wgp_slot_of(p->family, &p->source);
+
+		/* A pod that nobody has told us of, or no more: its address is of our blocks. */
+		if (slot == WGP_SLOT_LOCAL && ifindex)
+			return WGP_FLOW_PROMISED;
+		return WGP_FLOW_PASS | (slot != WGP_SLOT_OUTSIDE ? WGP_FLOW_PROMISED : 0);
+	}
 	if (local->kind == WGP_LOCAL_POD)
-		return local->ifindex && ifindex && local->ifindex != ifindex ? WGP_FLOW_PASS : 0;
-	if (ifindex)
-		return WGP_FLOW_PASS;
+		return WGP_FLOW_PROMISED |
+		       (local->ifindex && ifindex && local->ifindex != ifindex ? WGP_FLOW_PASS : 0);
+	/* The node's address on what came from elsewhere: netfilter has put it there. */
+	if ((cfg->flags & WGP_CONFIG_HOSTS) && wgp_endpoint(p->family, &p->destination) &&
+	    wgp_is_exempt_port(p))
+		return WGP_FLOW_HOST | WGP_FLOW_PASS | WGP_FLOW_EXEMPT;
 	/* What speaks from the tunnel's address was spoken to through the tunnel. */
 	if (local->kind == WGP_LOCAL_TUNNEL)
-		return WGP_FLOW_HOST;
-	return WGP_FLOW_HOST | (wgp_host_continues(p, context) ? WGP_FLOW_PASS : 0);
+		return WGP_FLOW_HOST | WGP_FLOW_PROMISED;
+	return WGP_FLOW_HOST |
+	       (wgp_host_continues(p, cfg, context) ? WGP_FLOW_PASS : WGP_FLOW_PROMISED);
 }
 
 /*
  * A connection that the host begins while its peer is not ready goes in clear and
  * cannot change to the tunnel: there it would have another source address.
  */
-static __always_inline __u32 wgp_stays_clear(__u32 flags, __u32 slot, __u64 word)
+static __always_inline __u32 wgp_stays_clear(const struct wgp_packet *p,
+					     const struct wgp_config *cfg, __u32 flags, __u32 slot,
+					     __u64 word)
 {
 	__u32 action = word & WGP_WORD_ACTION_MASK;
+	union wgp_address tunnel;
 
 	if (!(flags & WGP_FLOW_HOST) || slot == WGP_SLOT_OUTSIDE)
 		return 0;
-	return action == WGP_ACTION_CLEAR || action == WGP_ACTION_DRAINING ? WGP_FLOW_PASS : 0;
+	if (action == WGP_ACTION_EXEMPT)
+		return WGP_FLOW_PASS;
+	if ((action != WGP_ACTION_CLEAR && action != WGP_ACTION_DRAINING) ||
+	    (cfg->flags & WGP_CONFIG_STRICT))
+		return 0;
+	/* With the tunnel's address as its own it changes without anybody noticing. */
+	if (wgp_tunnel_address(cfg, p->family, &tunnel) && wgp_same_address(&tunnel, &p->source))
+		return 0;
+	return WGP_FLOW_PASS;
 }
 
 static __always_inline int wgp_is_steered(const struct wgp_verdict *verdict)
 {
-	return verdict->action == WGP_ACTION_TUNNEL && !(verdict->flags & WGP_FLOW_PASS);
+	return verdict->action == WGP_ACTION_TUNNEL && verdict->ifindex &&
+	       !(verdict->flags & WGP_FLOW_PASS);
+}
+
+/*
+ * The reason for which a packet that is not steered is a leak, WGP_REASON_NONE when it
+ * is none: it goes to the node's own pods or outside, or nothing was promised.
+ */
+static __always_inline __u32 wgp_leak(const struct wgp_verdict *verdict,
+				      const struct wgp_config *cfg)
+{
+	if (verdict->slot == WGP_SLOT_OUTSIDE)
+		return WGP_REASON_NONE;
+	if (verdict->action == WGP_ACTION_EXEMPT || (verdict->flags & WGP_FLOW_EXEMPT))
+		return WGP_REASON_CLEAR_EXEMPT;
+	if (!(verdict->flags & WGP_FLOW_PROMISED))
+		return WGP_REASON_CLEAR_FOREIGN;
+	return cfg->flags & WGP_CONFIG_STRICT ? WGP_REASON_DROP_CLEAR : WGP_REASON_CLEAR;
+}
+
+/*
+ * Makes wgp_work()->fresh the entry as it should be now: its slot, its source, whether
+ * netfilter wants it. `before`: the flags it had. Returns the flags.
+ */
+WGP_FUNCTION int wgp_judge(struct __sk_buff *skb, __u32 before)
+{
+	const struct wgp_destination *destination;
+	const struct wgp_context *context;
+	const struct wgp_config *cfg = wgp_config();
+	struct wgp_work *w = wgp_work();
+	const struct wgp_packet *p;
+	struct wgp_flow *flow;
+	__u32 flags;
+	__u64 word;
+
+	if (!w || !cfg)
+		return 0;
+	p = &w->packet;
+	context = &w->context;
+	flow = &w->fresh;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->config_generation = cfg->generation;
+	flow->hook = context->hook;
+	wgp_flow_resolve(flow, p);
+	destination = wgp_destination(flow->slot);
+	word = destination ? wgp_word(destination) : 0;
+	if (context->is_pod && (cfg->flags & WGP_CONFIG_SOURCES) &&
+	    wgp_is_spoofed(p, context->ifindex)) {
+		flow->flags = WGP_FLOW_PASS | WGP_FLOW_SPOOFED;
+		return flow->flags;
+	}
+	flags = wgp_source_flags(p, cfg, context);
+	/* What the host has begun in clear goes on so until it begins anew. */
+	if ((flags & WGP_FLOW_HOST) && !wgp_starts_connection(p) &&
+	    !(cfg->flags & WGP_CONFIG_STRICT))
+		flags |= before & WGP_FLOW_PASS;
+	flags |= wgp_stays_clear(p, cfg, flags, flow->slot, word);
+	if (context->is_pod && (cfg->flags & WGP_CONFIG_DIRECT) &&
+	    (cfg->flags & WGP_CONFIG_CONNTRACK) && flow->slot >= WGP_SLOT_FIRST_PEER &&
+	    wgp_conntrack_knows(skb, p))
+		flags |= WGP_FLOW_STACK;
+	flow->flags = flags;
+	return flags;
+}
+
+/* What the host's mapping is, if the flow has looked it up a moment ago and nothing opens or ends. */
+static __always_inline __u32 wgp_known_port(const struct wgp_flow *flow, const struct wgp_packet *p)
+{
+	if (!flow->nat_port || p->fragment ||
+	    (p->tcp_flags & (WGP_TCP_SYN | WGP_TCP_FIN | WGP_TCP_RST)) ||
+	    (__u32)(wgp_now() >> 30) - flow->nat_time > WGP_NAT_FRESH)
+		return 0;
+	return flow->nat_port;
+}
+
+/*
+ * The long way: judges a flow that has no entry or a stale one, and enters it.
+ * Fills wgp_work()->verdict.
+ */
+WGP_FUNCTION int wgp_decide_anew(struct __sk_buff *skb)
+{
+	const struct wgp_destination *destination;
+	const struct wgp_context *context;
+	const struct wgp_config *cfg = wgp_config();
+	struct wgp_work *w = wgp_work();
+	const struct wgp_packet *p;
+	struct wgp_flow *flow, *fresh;
+	__u32 before;
+
+	if (!w || !cfg)
+		return 0;
+	p = &w->packet;
+	context = &w->context;
+	fresh = &w->fresh;
+	flow = wgp_flow_find(p, context->ifindex, 0);
+	before = flow ? flow->flags : 0;
+	wgp_judge(skb, before);
+	destination = wgp_destination(fresh->slot);
+	wgp_verdict_fill(&w->verdict, fresh->slot, fresh->flags, destination,
+			 destination ? wgp_word(destination) : 0);
+	if (fresh->flags & WGP_FLOW_SPOOFED)
+		return 0;
+	if (!context->is_pod && wgp_is_steered(&w->verdict) && (cfg->flags & WGP_CONFIG_DIRECT) &&
+	    !(fresh->flags & WGP_FLOW_HOST))
+		wgp_flow_return_by_stack(p, cfg);
+	if (flow) {
+		flow->flags = fresh->flags | (before & (WGP_FLOW_TUNNELLED | WGP_FLOW_CLEAR));
+		flow->slot = fresh->slot;
+		flow->generation = fresh->generation;
+		flow->config_generation = fresh->config_generation;
+		flow->nat_port = 0;
+		if (!context->counted)
+			wgp_flow_account(flow, p);
+		return 0;
+	}
+	if (fresh->slot == WGP_SLOT_OUTSIDE && !context->is_pod)
+		return 0;
+	if (wgp_is_steered(&w->verdict))
+		fresh->flags |= WGP_FLOW_TUNNELLED;
+	fresh->first_ns = wgp_now();
+	fresh->last_ns = fresh->first_ns;
+	if (!context->counted) {
+		fresh->packets = p->packets;
+		fresh->bytes = p->bytes;
+		fresh->tcp_flags = p->tcp_flags;
+	}
+	if (!wgp_flow_insert(p, context->ifindex, fresh)) {
+		wgp_flow_begins(p, context->ifindex, context->hook, fresh->flags);
+		return 0;
+	}
+	flow = wgp_flow_find(p, context->ifindex, 0);
+	if (!flow)
+		wgp_count(p, context->hook, WGP_REASON_FLOW_TABLE_FULL);
+	else if (!context->counted)
+		wgp_flow_account(flow, p); /* another CPU was first */
+	return 0;
 }
 
 /*
  * Looks up or makes the flow's entry, counts the packet in it unless another
- * hook has, and tells what its destination wants now.
+ * hook has, and tells in w->verdict what its destination wants now.
  */
-static __always_inline void wgp_decide(const struct wgp_packet *p, const struct wgp_config *cfg,
-				       const struct wgp_context *context,
-				       struct wgp_verdict *verdict)
+static __always_inline void wgp_decide(struct __sk_buff *skb, struct wgp_work *w,
+				       const struct wgp_config *cfg)
 {
-	struct wgp_flow *flow = wgp_flow_find(p, context->ifindex, 0);
+	const struct wgp_packet *p = &w->packet;
+	struct wgp_flow *flow = wgp_flow_find(p, w->context.ifindex, 0);
 	const struct wgp_destination *destination;
-	struct wgp_flow fresh = {};
+	struct wgp_verdict *verdict = &w->verdict;
 	__u64 word = 0;
 
-	if (flow) {
-		__u8 seen = flow->flags & (WGP_FLOW_TUNNELLED | WGP_FLOW_CLEAR);
-
+	if (flow && !wgp_starts_connection(p)) {
 		destination = wgp_destination(flow->slot);
 		if (destination)
 			word = wgp_word(destination);
-		if (wgp_flow_current(flow, cfg, word) && !wgp_starts_connection(p))
-			goto known;
-		/* Stale, or the tuple is used again: decide anew, keep the counters. */
-		fresh.config_generation = cfg->generation;
-		wgp_flow_resolve(&fresh, p);
-		fresh.flags = wgp_source_flags(p, context);
-		/* What the host has begun in clear goes on so until it begins anew. */
-		if ((fresh.flags & WGP_FLOW_HOST) && !wgp_starts_connection(p))
-			fresh.flags |= flow->flags & WGP_FLOW_PASS;
-		destination = wgp_destination(fresh.slot);
-		word = destination ? wgp_word(destination) : 0;
-		fresh.flags |= wgp_stays_clear(fresh.flags, fresh.slot, word);
-		flow->flags = seen | fresh.flags;
-		flow->slot = fresh.slot;
-		flow->generation = fresh.generation;
-		flow->config_generation = fresh.config_generation;
-	known:
-		wgp_verdict_fill(verdict, flow->slot, flow->flags, destination, word);
-		if (!context->counted)
-			wgp_flow_account(flow, p);
-		if (wgp_is_steered(verdict))
-			wgp_flow_flag(flow, WGP_FLOW_TUNNELLED);
-		return;
+		if (wgp_flow_current(flow, cfg, word)) {
+			wgp_verdict_fill(verdict, flow->slot, flow->flags, destination, word);
+			if (!w->context.counted)
+				wgp_flow_account(flow, p);
+			if (wgp_is_steered(verdict)) {
+				wgp_flow_flag(flow, WGP_FLOW_TUNNELLED);
+				if (verdict->flags & WGP_FLOW_HOST)
+					verdict->port = wgp_known_port(flow, p);
+			}
+			return;
+		}
 	}
+	/* None, a stale one, or the tuple is used again: decide anew, keep the counters. */
+	wgp_decide_anew(skb);
+}
 
-	fresh.config_generation = cfg->generation;
-	wgp_flow_resolve(&fresh, p);
-	destination = wgp_destination(fresh.slot);
-	word = destination ? wgp_word(destination) : 0;
-	if (fresh.slot == WGP_SLOT_OUTSIDE && !context->outside) {
-		wgp_verdict_fill(verdict, fresh.slot, WGP_FLOW_PASS, destination, word);
+/* Notes in the flow's entry that a packet of it left in clear, or was dropped. */
+static __always_inline void wgp_flow_mark(const struct wgp_packet *p, __u32 ifindex, __u32 flag,
+					  __u32 reason)
+{
+	struct wgp_flow *flow = wgp_flow_find(p, ifindex, 0);
+
+	if (!flow)
 		return;
-	}
-	fresh.flags = wgp_source_flags(p, context);
-	fresh.flags |= wgp_stays_clear(fresh.flags, fresh.slot, word);
-	wgp_verdict_fill(verdict, fresh.slot, fresh.flags, destination, word);
-	if (wgp_is_steered(verdict))
-		fresh.flags |= WGP_FLOW_TUNNELLED;
-	fresh.hook = context->hook;
-	fresh.first_ns = wgp_now();
-	fresh.last_ns = fresh.first_ns;
-	if (!context->counted) {
-		fresh.packets = p->packets;
-		fresh.bytes = p->bytes;
-		fresh.tcp_flags = p->tcp_flags;
-	}
-	if (wgp_flow_insert(p, context->ifindex, &fresh)) {
-		flow = wgp_flow_find(p, context->ifindex, 0);
-		if (!flow)
-			wgp_count(p, context->hook, WGP_REASON_FLOW_TABLE_FULL);
-		else if (!context->counted)
-			wgp_flow_account(flow, p); /* another CPU was first */
-	}
+	if (flag)
+		wgp_flow_flag(flow, flag);
+	if (reason)
+		flow->reason = reason;
 }
 
 /* Into the lane's device: the kernel strips the link header for an L3 device. */
-static __always_inline int wgp_tunnel(struct __sk_buff *skb, const struct wgp_packet *p, __u32 hook,
+static __always_inline int wgp_tunnel(struct __sk_buff *skb, const struct wgp_packet *p,
+				      const struct wgp_config *cfg, __u32 hook,
 				      const struct wgp_verdict *verdict)
 {
+	wgp_clamp_mss(skb, p, cfg, hook);
 	/* A tag of the link means nothing to an L3 device. */
 	if (skb->vlan_present)
 		bpf_skb_vlan_pop(skb);
-	skb->mark = WGP_MARK_COUNTED | (verdict->flags & WGP_FLOW_HOST ? WGP_MARK_HOST : 0);
+	skb->mark = WGP_MARK_COUNTED;
+	if (verdict->flags & WGP_FLOW_HOST)
+		skb->mark = WGP_MARK_COUNTED | WGP_MARK_HOST | verdict->port << WGP_MARK_PORT_SHIFT;
 	wgp_count(p, hook, WGP_REASON_TUNNELLED);
 	return bpf_redirect(verdict->ifindex, 0);
 }

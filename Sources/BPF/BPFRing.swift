@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibbpf
+internal import Glibc
+public import SystemDescriptors
+
+/// A ring buffer map (`BPF_MAP_TYPE_RINGBUF`, kernel 5.8).
+public struct BPFRingMap: Sendable {
+    public let name: String
+    public let descriptor: SharedDescriptor
+    public let information: BPFMapInformation
+
+    /// Opens a pinned ring buffer.
+    public init(pinned path: String, name: String) throws(BPFError) {
+        self.name = name
+        descriptor = SharedDescriptor(try openPinned(path))
+        information = try BPFMapInformation(descriptor, name: name)
+    }
+}
+
+/// Takes records out of a ring buffer. One at a time may exist for a buffer.
+@safe
+public struct BPFRingReader: ~Copyable {
+    private let ring: OpaquePointer
+    private let records: Records
+    private let map: BPFRingMap
+
+    private final class Records {
+        var all: [[UInt8]] = []
+    }
+
+    public init(_ map: BPFRingMap) throws(BPFError) {
+        let records = Records()
+        let ring: OpaquePointer? = unsafe ring_buffer__new(
+            map.descriptor.rawValue,
+            { context, data, size in
+                guard let context = unsafe context, let data = unsafe data else { return 0 }
+                let records = unsafe Unmanaged<Records>.fromOpaque(context).takeUnretainedValue()
+                unsafe records.all.append(Array(UnsafeRawBufferPointer(start: data, count: size)))
+                return 0
+            }, Unmanaged.passUnretained(records).toOpaque(), nil)
+        guard let pointer = unsafe ring else { throw .call("open ring buffer", subject: map.name, .current) }
+        unsafe self.ring = pointer
+        self.records = records
+        self.map = map
+    }
+
+    deinit { unsafe ring_buffer__free(ring) }
+
+    /// Waits for records, at most so long, and returns those that are there, oldest first.
+    public mutating func poll(withinMilliseconds limit: Int32) throws(BPFError) -> [[UInt8]] {
+        let result = unsafe ring_buffer__poll(ring, limit)
+        if result < 0, result != -EINTR { try check(result, "read ring buffer", map.name) }
+        defer { records.all = [] }
+        return records.all
+    }
+}
