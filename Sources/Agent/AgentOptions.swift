@@ -7,11 +7,18 @@ public struct AgentOptions: Sendable {
     public var node: String
     /// Folder of the lock, the status and the like; root's alone.
     public var runDirectory: String
+    /// Folder of what outlives a reboot.
+    public var stateDirectory: String
     public var layout: PinLayout
 
     public static let defaultRunDirectory = "/run/wgplane"
+    public static let defaultStateDirectory = "/var/lib/wgplane-agent"
 
-    public init(node: String, runDirectory: String = Self.defaultRunDirectory, layout: PinLayout = PinLayout()) {
+    public init(
+        node: String, runDirectory: String = Self.defaultRunDirectory,
+        stateDirectory: String = Self.defaultStateDirectory, layout: PinLayout = PinLayout()
+    ) {
+        self.stateDirectory = stateDirectory
         self.node = node
         self.runDirectory = runDirectory
         self.layout = layout

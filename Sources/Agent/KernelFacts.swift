@@ -48,12 +48,21 @@ struct KernelFacts: Sendable {
         }
     }
 
+    /// Devices that wrap packets for other nodes into others: VXLAN, IP in IP and their like.
+    /// What is to be encrypted is steered there, before it is wrapped.
+    func overlays(excluding names: Set<String>) -> [Link] {
+        let kinds: Set<String> = ["vxlan", "geneve", "ipip", "sit", "ip6tnl", "gre", "ip6gre", "gretap"]
+        return links.filter { $0.isUp && kinds.contains($0.kind) && $0.master == 0 && !names.contains($0.name) }
+    }
+
     /// Addresses of this node as the programs should know them.
     func locals(pods: [LocalPod], deviceAddresses: [IPAddress]) -> [IPAddress: LocalAddress] {
         var result: [IPAddress: LocalAddress] = [:]
         for pod in pods {
             for address in pod.addresses {
-                result[address] = LocalAddress(kind: .pod, interface: hostRoutes[address] ?? 0)
+                let device = hostRoutes[address].flatMap(link)
+                result[address] = LocalAddress(
+                    kind: .pod, interface: device?.index ?? 0, mtu: UInt16(clamping: device?.mtu ?? 0))
             }
         }
         for address in addresses where !address.address.isLoopback && !address.address.isLinkLocal {
@@ -63,9 +72,32 @@ struct KernelFacts: Sendable {
         return result
     }
 
-    /// Host-side devices of pods.
-    func podDevices(_ pods: [LocalPod]) -> [Link] {
+    /// Host-side devices of pods: those that the kernel's routes tell, and those that bear such a
+    /// name, of whose pod nobody has heard yet.
+    func podDevices(_ pods: [LocalPod], prefixes: [String], uplinks: [Link]) -> [Link] {
         let indices = Set(pods.flatMap(\.addresses).compactMap { hostRoutes[$0] })
-        return links.filter { indices.contains($0.index) && $0.isEthernet }
+        let others = Set(uplinks.map(\.index))
+        return links.filter { link in
+            guard link.isEthernet, !others.contains(link.index) else { return false }
+            let isNamed = link.kind == "veth" && link.master == 0 && prefixes.contains { link.name.hasPrefix($0) }
+            return indices.contains(link.index) || isNamed
+        }
+    }
+
+    /// Devices of which every address that may send is known, and what may beside the pods'.
+    func sources(_ pods: [LocalPod]) -> (checked: Set<UInt32>, allowed: Set<AllowedSource>) {
+        let known = Set(pods.flatMap(\.addresses))
+        let checked = Set(known.compactMap { hostRoutes[$0] })
+        var allowed: Set<AllowedSource> = []
+        for pod in pods {
+            for index in Set(pod.addresses.compactMap({ hostRoutes[$0] })) {
+                for prefix in pod.allowedSources { allowed.insert(AllowedSource(interface: index, prefix: prefix)) }
+            }
+        }
+        // An address that the kernel routes to the device is the pod's, whoever has given it.
+        for (address, index) in hostRoutes where checked.contains(index) && !known.contains(address) {
+            allowed.insert(AllowedSource(interface: index, prefix: CIDR(host: address)))
+        }
+        return (checked, allowed)
     }
 }

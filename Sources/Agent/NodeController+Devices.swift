@@ -21,7 +21,8 @@ extension NodeController {
         // WireGuard adds 60 bytes on IPv4 and 80 on IPv6: outer headers, its own header, the tag.
         let overhead: UInt32 = family == .ipv4 ? 60 : 80
         let underlay = uplinks.map(\.mtu).min() ?? 1500
-        state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + overhead) - overhead
+        let taken = overhead + plan.cloudOverhead
+        state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + taken) - taken
         let isNew = state.device == nil
         let device = try manager.ensure(state.settings, mtu: state.mtu, mark: plan.settings.firewallMark)
         if isNew || device.interface != state.device?.interface || device.publicKey != state.device?.publicKey {
@@ -35,6 +36,10 @@ extension NodeController {
         if !state.hasAdopted {
             state.peers.adopt(Array(try steering.maps.destinations.slotOwners().values), family: family)
             state.hasAdopted = true
+        }
+        // Host encryption, switched on or off, changes which address the device has.
+        if let address = state.address, usesNodeAddress(plan) != (address == ownAddress(family)) {
+            state.address = nil
         }
         state.address = state.address ?? publishedAddress(family, plan)
         if let address = state.address {

@@ -37,7 +37,8 @@ extension NodeController {
         do {
             try await publication.write(wantedAnnotations(), snapshot)
             // A family that is off gives its address back; one that drains keeps it to the end.
-            try await publication.release(AddressFamily.allCases.filter { families[$0] == nil }, snapshot)
+            try await publication.release(
+                AddressFamily.allCases.filter { families[$0] == nil || usesNodeAddress(plan) }, snapshot)
         } catch {
             problems.append(Self.problem(of: error))
         }
@@ -46,13 +47,7 @@ extension NodeController {
     /// The address that the datastore has for this node's device already.
     func publishedAddress(_ family: AddressFamily, _ plan: NodePlan) -> IPAddress? {
         guard let snapshot else { return nil }
-        // Without Calico's IPAM it is the node's own.
-        guard plan.routeSource == .calicoIPAM else {
-            return snapshot.manifests[ResourceKey(.node, options.node)].flatMap { manifest in
-                var ignored: [Problem] = []
-                return NodeResource(manifest, problems: &ignored).addresses[family]
-            }
-        }
+        if usesNodeAddress(plan) { return ownAddress(family) }
         for block in snapshot.manifests(of: .ipamBlock) {
             if let address = AddressAllocation.find(in: block.content, node: options.node, family: family) {
                 return address
@@ -61,10 +56,20 @@ extension NodeController {
         return nil
     }
 
+    /// Without Calico's IPAM, and with host encryption, the device has the node's own address.
+    func usesNodeAddress(_ plan: NodePlan) -> Bool { plan.routeSource != .calicoIPAM || plan.encryptsHosts }
+
+    func ownAddress(_ family: AddressFamily) -> IPAddress? {
+        snapshot?.manifests[ResourceKey(.node, options.node)].flatMap { manifest in
+            var ignored: [Problem] = []
+            return NodeResource(manifest, problems: &ignored).addresses[family]
+        }
+    }
+
     /// An address of an own affine block with Calico's IPAM, else the node's own.
     private func allocateAddress(_ family: AddressFamily, _ plan: NodePlan) async throws -> IPAddress? {
         if let address = publishedAddress(family, plan) { return address }
-        guard let snapshot, plan.routeSource == .calicoIPAM else { return nil }
+        guard let snapshot, !usesNodeAddress(plan) else { return nil }
         let node = options.node
         var ignored: [Problem] = []
         for manifest in snapshot.manifests(of: .ipamBlock) {

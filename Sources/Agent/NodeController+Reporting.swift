@@ -32,6 +32,8 @@ extension NodeController {
             steeringPathReason: path?.reason ?? "", attachments: steering?.attached ?? [],
             problems: distinct.sorted())
         if let plan {
+            report.strictMode = isStrict(plan)
+            report.hostEncryption = !families.isEmpty && plan.encryptsHosts
             for (family, state) in families { report[family] = familyReport(family, state, plan[family]) }
         }
         guard report != lastReport else { return }
@@ -48,7 +50,7 @@ extension NodeController {
             StatusReport.Peer(
                 node: peer.node, publicKey: peer.publicKey, endpoint: peer.endpoint.description,
                 state: state.peers.readiness(peer.node, planned: peer.publicKey).rawValue,
-                action: state.action(for: peer.node).name)
+                action: action(for: peer.node, state, plan).name)
         }
         for (key, retiring) in state.peers.retiring {
             peers.append(

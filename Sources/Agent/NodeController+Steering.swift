@@ -14,13 +14,16 @@ extension NodeController {
         func device(_ family: AddressFamily) -> DataplaneConfig.Device? {
             guard let state = families[family], let device = state.device else { return nil }
             return .init(
-                interface: device.interface, listeningPort: state.settings.listeningPort, address: state.address)
+                interface: device.interface, listeningPort: state.settings.listeningPort, address: state.address,
+                mtu: UInt16(clamping: state.mtu), maximumSegment: maximumSegment(family, state.mtu, plan.settings))
         }
         var result = SteeringPlan(
             config: DataplaneConfig(
                 ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
                 isDirect: steeringPath(plan.settings.steeringPath).path == .direct))
+        configure(&result.config, plan)
         result.preserved = snapshot?.isComplete == true ? unsettled : Set(AddressFamily.allCases)
+        for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
             addPeers(family, state, plan[family], device, to: &result)
@@ -36,16 +39,95 @@ extension NodeController {
             }
         }
         result.locals = facts.locals(pods: plan.pods, deviceAddresses: families.values.compactMap(\.address))
-        for link in uplinks {
+        if isStrict(plan) { result.guardPlan = guardPlan(plan) }
+        if plan.settings.sourceCheck == .enabled {
+            (result.checkedInterfaces, result.allowedSources) = facts.sources(plan.pods)
+        }
+        let devices = Set(families.values.map(\.settings.interfaceName))
+        let overlays = facts.overlays(excluding: devices.union(uplinks.map(\.name)))
+        for link in uplinks + overlays {
             result.hooks += [Hook.toUplink, .fromUplink].map {
                 HookPoint(hook: $0, interface: link.index, device: link.name, isEthernet: link.isEthernet)
             }
         }
-        for link in facts.podDevices(plan.pods) {
+        let podDevices = facts.podDevices(
+            plan.pods, prefixes: plan.settings.podInterfacePrefixes, uplinks: uplinks + overlays)
+        for link in podDevices {
             result.hooks.append(
                 HookPoint(hook: .fromPod, interface: link.index, device: link.name, isEthernet: true))
         }
         return result
+    }
+
+    // MARK: Strict mode
+
+    func isStrict(_ plan: NodePlan) -> Bool {
+        plan.settings.strictMode == .enabled && families.values.contains { $0.drainingUntil == nil }
+    }
+
+    private func configure(_ config: inout DataplaneConfig, _ plan: NodePlan) {
+        config.isStrict = isStrict(plan)
+        config.encryptsHosts = plan.encryptsHosts
+        config.checksSources = plan.settings.sourceCheck == .enabled
+        // Asked where the kernel has the function, which the programs find out.
+        config.asksConntrack = true
+        config.masqueradePorts = plan.settings.natPorts
+        config.vxlanPorts = vxlanPorts(plan)
+        config.exemptPorts = plan.encryptsHosts ? plan.settings.hostExemptPorts : []
+        for family in guardedOnly(plan) {
+            config[family] = .init(interface: 0, listeningPort: plan.settings[family].listeningPort)
+        }
+    }
+
+    /// Calico's, which may have been changed, and flannel's.
+    private func vxlanPorts(_ plan: NodePlan) -> [UInt16] { [plan.settings.vxlanPort, 8472] }
+
+    private func maximumSegment(_ family: AddressFamily, _ mtu: UInt32, _ settings: Settings) -> UInt16 {
+        switch settings.segmentClamp {
+        case .disabled: 0
+        case .limit(let limit): limit
+        // Less IP's and TCP's headers without options.
+        case .auto: UInt16(clamping: Int(mtu) - (family == .ipv4 ? 40 : 60))
+        }
+    }
+
+    /// Families that are switched on and have no device, for want of an underlay address: their
+    /// pods' packets are promised all the same, so they are dropped in strict mode, else counted.
+    private func guardedOnly(_ plan: NodePlan) -> [AddressFamily] {
+        AddressFamily.allCases.filter { families[$0] == nil && plan.settings.isEnabled($0) == true }
+    }
+
+    private func addGuarded(_ family: AddressFamily, _ plan: NodePlan, to result: inout SteeringPlan) {
+        for (cidr, target) in plan[family].routes {
+            switch target {
+            case .pool: result.routes[cidr] = .pool
+            case .local: result.routes[cidr] = .local
+            case .node(let name):
+                let key = PeerSlotKey(node: name, family: family)
+                result.routes[cidr] = .peer(key)
+                result.peers[key] = PeerSteering(
+                    publicKey: nil, endpoint: nil, action: plan[family].exempt.contains(name) ? .exempt : .clear,
+                    lanes: [])
+            }
+        }
+    }
+
+    /// What the second lock holds: all pools of families that are on, but exempt nodes' prefixes.
+    private func guardPlan(_ plan: NodePlan) -> GuardPlan {
+        var prefixes: [CIDR: GuardKind] = [:]
+        for family in AddressFamily.allCases where plan.settings.isEnabled(family) == true {
+            if families[family]?.drainingUntil != nil { continue }
+            for (cidr, target) in plan[family].routes {
+                switch target {
+                case .pool, .local: prefixes[cidr] = .pool
+                case .node(let name):
+                    // Nodes' own addresses are none of its business.
+                    let isPods = !plan[family].peers.values.contains { CIDR(host: $0.endpoint.address) == cidr }
+                    if isPods { prefixes[cidr] = plan[family].exempt.contains(name) ? .exempt : .pool }
+                }
+            }
+        }
+        return GuardPlan(prefixes: prefixes, vxlanPorts: vxlanPorts(plan))
     }
 
     func addPeers(
@@ -57,7 +139,7 @@ extension NodeController {
                 publicKey: key, endpoint: retiring.endpoint, action: .draining, lanes: [device.interface])
         }
         for (name, peer) in plan.peers {
-            let action = state.action(for: name)
+            let action = action(for: name, state, plan)
             result.peers[PeerSlotKey(node: name, family: family)] = PeerSteering(
                 publicKey: state.peers.carrier(of: name) ?? peer.publicKey, endpoint: peer.endpoint, action: action,
                 lanes: [device.interface])
@@ -67,9 +149,41 @@ extension NodeController {
         for name in plan.unencrypted where isComplete || state.peers.carrier(of: name) == nil {
             let key = PeerSlotKey(node: name, family: family)
             if result.peers[key] == nil {
-                result.peers[key] = PeerSteering(publicKey: nil, endpoint: nil, action: .clear, lanes: [])
+                result.peers[key] = PeerSteering(
+                    publicKey: nil, endpoint: nil, action: action(for: name, state, plan), lanes: [])
             }
         }
+    }
+
+    /// Writes what `wgplane guard` arms after a reboot; removes it when strict mode is off.
+    func keepGuardState(_ guardPlan: GuardPlan?, _ plan: NodePlan, _ problems: inout [Problem]) {
+        let state = guardPlan.map {
+            GuardState(
+                $0, uplinkPattern: plan.settings.dataInterfacePattern,
+                devices: families.values.map(\.settings.interfaceName).sorted())
+        }
+        do {
+            if let state, state != guardState {
+                try state.write(options.stateDirectory)
+            } else if state == nil {
+                try GuardState.remove(options.stateDirectory)
+            }
+            guardState = state
+        } catch {
+            problems.append(
+                Problem(
+                    .warning, resource: "Agent", field: "stateDirectory", value: options.stateDirectory,
+                    message: "cannot be written (\(error)), so a reboot is not guarded before the agent is up",
+                    remedy: "make it writable for root, or name another with --state-directory"))
+        }
+    }
+
+    /// How packets to a node's pods go now. In strict mode the programs drop what is not steered,
+    /// unless the operator has exempted the node, or has switched the family off.
+    func action(for node: String, _ state: FamilyState, _ plan: FamilyPlan) -> DestinationAction {
+        if state.drainingUntil != nil { return .exempt }
+        if state.peers.isReady(node) { return .tunnel }
+        return plan.exempt.contains(node) ? .exempt : .clear
     }
 
     func steeringPath(_ choice: SteeringPathChoice) -> (path: SteeringPathChoice, reason: String) {

@@ -34,6 +34,8 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    /// As it was last written.
+    var guardState: GuardState?
     /// Families whose device could not be looked at or changed in this pass: what is in
     /// place for them stays, in the data plane and in the datastore.
     var unsettled: Set<AddressFamily> = []
@@ -54,11 +56,6 @@ public actor NodeController {
         var mtu: UInt32 = 0
         var peers = PeerTable()
         var hasAdopted = false
-
-        /// How packets to a peer's prefixes go.
-        func action(for node: String) -> DestinationAction {
-            drainingUntil != nil ? .draining : peers.isReady(node) ? .tunnel : .clear
-        }
     }
 
     /// How long a device outlives the word that switches it off, at least; and how long its
@@ -235,7 +232,10 @@ public actor NodeController {
                 problems.append(Self.deviceProblem(error, families[family]?.settings.interfaceName ?? ""))
             }
         }
-        problems += try steering.apply(try steeringPlan(plan, try KernelFacts(route), uplinks))
+        let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
+        // Kept first: what is promised now holds after a crash and a reboot too.
+        keepGuardState(wanted.guardPlan, plan, &problems)
+        problems += try steering.apply(wanted)
         for family in families.keys.sorted() where !unsettled.contains(family) {
             try retirePeers(family, backend, now)
         }
@@ -264,7 +264,7 @@ public actor NodeController {
             let (config, _) = try maps.config.read()
             let links = try session().links()
             for family in AddressFamily.allCases {
-                guard let device = config[family] else { continue }
+                guard let device = config[family], device.interface != 0 else { continue }
                 var settings = plan.settings[family]
                 if let link = links.first(where: { $0.index == device.interface }) {
                     settings.interfaceName = link.name
@@ -353,6 +353,8 @@ public actor NodeController {
             for family in AddressFamily.allCases {
                 try BackendSelection.delete(device: plan.settings[family].interfaceName)
             }
+            try GuardState.remove(options.stateDirectory)
+            guardState = nil
             backend = nil
             chosenSettings = nil
             hasCleaned = true

@@ -14,7 +14,7 @@ public struct StatusReport: Sendable, Codable, Equatable {
         public var endpoint: String
         /// `ready`, `handshaking`, `changingKey`, `retiring`.
         public var state: String
-        /// `tunnel`, `clear`, `draining`.
+        /// `tunnel`, `clear` (dropped in strict mode), `exempt` (in clear by the operator's choice).
         public var action: String
     }
 
@@ -53,6 +53,10 @@ public struct StatusReport: Sendable, Codable, Equatable {
     /// `Direct`, `Stack`; empty while disabled.
     public var steeringPath: String
     public var steeringPathReason: String
+    /// What cannot be encrypted is dropped.
+    public var strictMode = false
+    /// Nodes' own traffic is encrypted too.
+    public var hostEncryption = false
     public var ipv4: Family?
     public var ipv6: Family?
     public var attachments: [Attachment]

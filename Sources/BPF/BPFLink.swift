@@ -53,21 +53,33 @@ enum TCXAttachType {
     }
 }
 
+/// Which of our programs at a device and direction: each has its own clsact handle.
+public enum AttachmentRole: UInt32, Sendable, Hashable, Codable {
+    case hook = 0
+    /// Strict mode's second lock, behind the hook.
+    case guardian = 1
+}
+
 /// A program at a device, by either mechanism.
 public struct Attachment: Sendable, Hashable {
     public var interface: UInt32
     public var direction: AttachmentDirection
     public var mechanism: AttachmentMechanism
+    public var role: AttachmentRole
 
-    public init(interface: UInt32, direction: AttachmentDirection, mechanism: AttachmentMechanism) {
+    public init(
+        interface: UInt32, direction: AttachmentDirection, mechanism: AttachmentMechanism,
+        role: AttachmentRole = .hook
+    ) {
         self.interface = interface
         self.direction = direction
         self.mechanism = mechanism
+        self.role = role
     }
 
     /// Handle and priority of our clsact filters: ours alone by convention.
-    private static let handle: UInt32 = 1
-    private static let priority: UInt32 = 0x7767
+    private var handle: UInt32 { 1 + role.rawValue }
+    private var priority: UInt32 { 0x7767 + role.rawValue }
 
     /// Attaches a program, or replaces ours in one step when it is there. `pin` is where a
     /// tcx link is kept; a pin of a link whose device is gone is replaced.
@@ -157,8 +169,8 @@ public struct Attachment: Sendable, Hashable {
     private var options: bpf_tc_opts {
         var options = bpf_tc_opts()
         options.sz = Self.optionsSize
-        options.handle = Self.handle
-        options.priority = Self.priority
+        options.handle = handle
+        options.priority = priority
         return options
     }
 

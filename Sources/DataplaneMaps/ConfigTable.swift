@@ -4,24 +4,6 @@ public import BPF
 internal import CDataplaneABI
 public import Model
 
-/// Ports of one transport protocol, both ends included.
-public struct PortRange: Sendable, Hashable, Codable, CustomStringConvertible {
-    /// IP protocol number.
-    public var transport: UInt8
-    public var ports: ClosedRange<UInt16>
-
-    public init(transport: UInt8, ports: ClosedRange<UInt16>) {
-        self.transport = transport
-        self.ports = ports
-    }
-
-    /// `tcp:6443`, `udp:8000:8100`.
-    public var description: String {
-        let name = transport == 6 ? "tcp" : transport == 17 ? "udp" : "\(transport)"
-        return ports.count == 1 ? "\(name):\(ports.lowerBound)" : "\(name):\(ports.lowerBound):\(ports.upperBound)"
-    }
-}
-
 /// What the programs need to know of the node's configuration (`struct wgp_config`).
 public struct DataplaneConfig: Sendable, Hashable, Codable {
     /// One family's device.

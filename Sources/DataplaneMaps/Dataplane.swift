@@ -102,6 +102,12 @@ public struct DataplanePrograms: Sendable {
         ] { _ = try program(hook, isEthernet: isEthernet) }
     }
 
+    /// Loads nothing yet: each program, and the maps that it names, when it is asked for.
+    public init(empty layout: PinLayout) {
+        self.layout = layout
+        useCoarseClock = true
+    }
+
     /// The program of a hook for a device with or without an Ethernet header.
     public mutating func program(_ hook: Hook, isEthernet: Bool) throws(BPFError) -> BPFProgram {
         let key = Key(hook: hook, isEthernet: isEthernet)

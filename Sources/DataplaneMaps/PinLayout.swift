@@ -64,6 +64,11 @@ public struct PinLayout: Sendable, Hashable {
         try? removeFolder(root)
     }
 
+    /// Removes the pins of some maps; what is not there is no error.
+    public func removeMaps(_ names: [String]) throws {
+        for name in names { try removeFile(map(name)) }
+    }
+
     /// A version's folder: pins, and the folder of links.
     private static func removeVersion(_ path: String) throws {
         for entry in (try? listFolder("\(path)/links")) ?? [] { try removeFile("\(path)/links/\(entry.name)") }

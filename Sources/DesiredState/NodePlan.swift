@@ -32,6 +32,8 @@ public struct LocalPod: Sendable, Hashable {
     /// `namespace/name`.
     public var name: String
     public var addresses: [IPAddress]
+    /// What it may send from beside them.
+    public var allowedSources: [CIDR] = []
 }
 
 /// What one node should have, of one family.
@@ -41,6 +43,8 @@ public struct FamilyPlan: Sendable, Hashable {
     public var routes: [CIDR: RouteTarget] = [:]
     /// Other nodes that have prefixes but no usable peer.
     public var unencrypted: Set<String> = []
+    /// Nodes that the operator lets be reached in clear where there is no other way.
+    public var exempt: Set<String> = []
     /// Whether the node has an underlay address, without which there is no device.
     public var hasUnderlay = false
 }
@@ -53,6 +57,10 @@ public struct NodePlan: Sendable {
     public var ipv4 = FamilyPlan()
     public var ipv6 = FamilyPlan()
     public var pods: [LocalPod] = []
+    /// Nodes' own traffic is encrypted too: as the setting says, else on EKS and AKS.
+    public private(set) var encryptsHosts = false
+    /// What AKS takes off the MTU beside WireGuard's overhead when hosts are encrypted.
+    public private(set) var cloudOverhead: UInt32 = 0
     /// Who had each key first; handed to the next computation.
     public var keyOwners: [PublicKey: String]
     public var problems: [Problem]
@@ -91,8 +99,14 @@ public struct NodePlan: Sendable {
                     resource: "Node/\(node)", message: "is not in the datastore, so this node has no endpoint",
                     remedy: "create it, or name another with --node"))
         }
+        let provider = cluster.nodes[node]?.provider ?? ""
+        encryptsHosts = settings.hostEncryption ?? ["aws", "azure"].contains(provider)
+        cloudOverhead = encryptsHosts && provider == "azure" ? 100 : 0
         for pod in cluster.pods where pod.node == node && !pod.isHostNetwork && !pod.isFinished {
-            pods.append(LocalPod(name: pod.description, addresses: pod.addresses))
+            pods.append(
+                LocalPod(
+                    name: pod.description, addresses: pod.addresses,
+                    allowedSources: settings.sourceSpoofing == .any ? pod.allowedSources : []))
         }
         // A node's own configuration may give it another port.
         let felix = manifests.filter { $0.key.kind == .felixConfiguration }
@@ -138,11 +152,16 @@ public struct NodePlan: Sendable {
             }
             var allowed = prefixes[name] ?? []
             // Where the device has the node's own address, that is what it sends from.
-            if other.interfaceAddresses[family] == address { allowed.insert(CIDR(host: address)) }
+            if other.interfaceAddresses[family] == address {
+                allowed.insert(CIDR(host: address))
+                // Both nodes encrypt what they send themselves: the other knows it by now.
+                if encryptsHosts { plan.routes[CIDR(host: address)] = .node(name) }
+            }
             plan.peers[name] = PeerPlan(
                 node: name, publicKey: key,
                 endpoint: Endpoint(address: address, port: port(of: name, family)), allowedIPs: allowed)
         }
+        plan.exempt = Set(cluster.nodes.values.filter(\.isStrictModeExempt).map(\.name))
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan
     }

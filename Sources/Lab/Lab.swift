@@ -179,7 +179,7 @@ public actor Lab {
         return currentEnvironment().filter { !$0.hasPrefix("PATH=") && !$0.hasPrefix("WGPLANE_") }
             + [
                 "PATH=/\(folder):\(path)", "WGPLANE_DATASTORE=directory:\(LabPaths.datastoreOnNode)",
-                "WGPLANE_NODE=\(node)",
+                "WGPLANE_NODE=\(node)", "WGPLANE_STATE_DIRECTORY=\(LabPaths.stateOnNode)",
             ]
     }
 

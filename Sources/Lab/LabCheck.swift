@@ -95,18 +95,3 @@ public struct LabCheck: Sendable {
         }
     }
 }
-
-extension Task where Success == Never, Failure == Never {
-    /// Runs blocking work on a thread of its own and suspends until it is done.
-    public static func detachedThread<Value: Sendable>(
-        _ body: @escaping @Sendable () throws -> Value
-    ) async throws -> Value {
-        let (results, continuation) = AsyncStream.makeStream(of: Result<Value, any Error>.self)
-        startThread {
-            continuation.yield(Result { try body() })
-            continuation.finish()
-        }
-        for await result in results { return try result.get() }
-        throw _Concurrency.CancellationError()
-    }
-}

@@ -120,6 +120,8 @@ public struct LabPaths: Sendable, Hashable {
     /// Pins of a node, seen from outside: what is `/sys/fs/bpf/wgplane` on the node.
     public func pins(_ node: String) -> String { "\(bpf)/\(node)/wgplane" }
 
+    /// What outlives a reboot, on a node.
+    static let stateOnNode = "/run/wgplane/state"
     /// Folder of the datastore as nodes see it.
     public static let datastoreOnNode = "/run/wgplane/datastore"
 }

@@ -35,6 +35,33 @@ public enum ModeChoice: String, Sendable, Hashable, Codable, CaseIterable {
     case disabled = "Disabled"
 }
 
+/// What happens to traffic that is to be encrypted and cannot be.
+public enum StrictModeChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case disabled = "Disabled"
+    case enabled = "Enabled"
+}
+
+/// Whether a pod may send from addresses that are not its own (Calico's field).
+public enum SourceSpoofingChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case disabled = "Disabled"
+    /// From those that its annotation `cni.projectcalico.org/allowedSourcePrefixes` names.
+    case any = "Any"
+}
+
+/// Whether pods' source addresses are checked.
+public enum SourceCheckChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case enabled = "Enabled"
+    case disabled = "Disabled"
+}
+
+/// What becomes of the segment size that TCP SYNs through the tunnel offer.
+public enum SegmentClamp: Sendable, Hashable, Codable {
+    /// As the device's MTU allows.
+    case auto
+    case disabled
+    case limit(UInt16)
+}
+
 /// Settings of one WireGuard device: of one family.
 public struct DeviceSettings: Sendable, Hashable, Codable {
     /// Nil: nobody has said.
@@ -66,6 +93,22 @@ public struct Settings: Sendable, Hashable, Codable {
     public var backend = WireGuardBackendChoice.auto
     public var steeringPath = SteeringPathChoice.auto
     public var firewallMark: UInt32 = 0x2000_0000
+    public var strictMode = StrictModeChoice.disabled
+    /// Nil: nobody has said.
+    public var hostEncryption: Bool?
+    /// What stays in clear between nodes though hosts are encrypted: what a cluster needs to
+    /// come up, as Felix's failsafe ports.
+    public var hostExemptPorts = ["tcp:22", "tcp:179", "tcp:2379:2380", "tcp:5473", "tcp:6443"]
+        .compactMap { PortRange($0) }
+    public var segmentClamp = SegmentClamp.auto
+    public var sourceCheck = SourceCheckChoice.enabled
+    public var sourceSpoofing = SourceSpoofingChoice.disabled
+    /// Source ports of the masquerade.
+    public var natPorts: ClosedRange<UInt16> = 32768...60999
+    /// UDP port of the CNI's VXLAN.
+    public var vxlanPort: UInt16 = 4789
+    /// How pods' host-side devices are named, beside those that the kernel's routes tell.
+    public var podInterfacePrefixes = ["cali", "eni", "azv", "lxc", "veth"]
 
     public init() {}
 
@@ -166,14 +209,38 @@ extension Settings {
                         remedy: "write it like ^(eth|ens).*")
                 }
             }
+            applyFelixTraffic(&spec)
             spec.reportUnknownFields(
                 also: [
                     "bpfEnabled", "wireguardRoutingRulePriority", "wireguardThreadingEnabled",
-                    "wireguardHostEncryptionEnabled", "wireguardPersistentKeepAlive",
+                    "wireguardPersistentKeepAlive",
                 ]
             ) { $0.lowercased().hasPrefix("wireguard") }
         }
         problems += reader.problems
+    }
+
+    private mutating func applyFelixTraffic(_ spec: inout FieldReader) {
+        if let flag = spec.bool("wireguardHostEncryptionEnabled") { hostEncryption = flag }
+        if let text = spec.string("natPortRange", orInteger: true) {
+            if let range = PortRange.ports(text) {
+                natPorts = range
+            } else {
+                spec.report("natPortRange", value: text, "is no range of ports", remedy: "write it like 32768:60999")
+            }
+        }
+        if let port = spec.integer("vxlanPort", in: 1...65535) { vxlanPort = UInt16(port) }
+        if let choice: SourceSpoofingChoice = spec.choice("workloadSourceSpoofing") { sourceSpoofing = choice }
+        if let text = spec.string("interfacePrefix") {
+            let names = text.split(separator: ",").map { $0.trimmingPrefix(" ").description }
+            if !names.isEmpty, names.allSatisfy(Self.isInterfaceName) {
+                podInterfacePrefixes = names
+            } else {
+                spec.report(
+                    "interfacePrefix", value: text, "is no list of device names' beginnings",
+                    remedy: "write it like cali,eni")
+            }
+        }
     }
 
     private mutating func applyDataplane(_ manifest: Manifest, _ problems: inout [Problem]) {
@@ -182,6 +249,8 @@ extension Settings {
             if let choice: ModeChoice = spec.choice("mode") { mode = choice }
             if let choice: WireGuardBackendChoice = spec.choice("wireguardBackend") { backend = choice }
             if let choice: SteeringPathChoice = spec.choice("wireguardSteeringPath") { steeringPath = choice }
+            if let choice: StrictModeChoice = spec.choice("wireguardStrictMode") { strictMode = choice }
+            if let choice: SourceCheckChoice = spec.choice("sourceCheck") { sourceCheck = choice }
             if let text = spec.string("wireguardFirewallMark") {
                 let digits = text.lowercased().hasPrefix("0x") ? UInt32(text.dropFirst(2), radix: 16) : UInt32(text)
                 if let mark = digits, mark != 0, mark & 0x3000 == 0 {
@@ -192,10 +261,40 @@ extension Settings {
                         remedy: "use a number other than 0 without the bits 0x3000, like 0x20000000")
                 }
             }
+            if let text = spec.string("wireguardMSSClamp", orInteger: true) {
+                if text == "Auto" || text == "Disabled" {
+                    segmentClamp = text == "Auto" ? .auto : .disabled
+                } else if let limit = UInt16(text), limit >= 536 {
+                    segmentClamp = .limit(limit)
+                } else {
+                    spec.report(
+                        "wireguardMSSClamp", value: text, "is no segment size",
+                        remedy: "use Auto, Disabled, or a number from 536 on")
+                }
+            }
+            if let texts = spec.list("wireguardHostExemptPorts") { applyExemptPorts(texts, &spec) }
             spec.reportUnknownFields()
         }
         problems += reader.problems
     }
+
+    private mutating func applyExemptPorts(_ texts: [String], _ spec: inout FieldReader) {
+        let ranges = texts.map { PortRange($0) }
+        if let bad = ranges.firstIndex(of: nil) {
+            spec.report(
+                "wireguardHostExemptPorts[\(bad)]", value: texts[bad], "is no protocol with ports",
+                remedy: "write it like tcp:6443 or udp:8000:8100")
+        } else if ranges.count > Self.maximumExemptPorts {
+            spec.report(
+                "wireguardHostExemptPorts", value: "\(texts.count) entries", "is too long",
+                remedy: "use at most \(Self.maximumExemptPorts) ranges")
+        } else {
+            hostExemptPorts = ranges.compactMap { $0 }
+        }
+    }
+
+    /// `WGP_MAX_EXEMPT_PORTS`.
+    static let maximumExemptPorts = 16
 
     /// What Linux takes as a device name (`dev_valid_name`).
     public static func isInterfaceName(_ name: String) -> Bool {

@@ -148,6 +148,22 @@ public struct FieldReader {
         }
     }
 
+    /// The same; nil where there is no such field, or it is no list.
+    public mutating func list(_ name: String) -> [String]? {
+        guard let found = field(name) else { return nil }
+        guard case .array = found else {
+            report(name, value: found.text, "is not a list", remedy: "write it as a list")
+            return nil
+        }
+        return strings(name)
+    }
+
+    /// Text, or a whole number as text (Kubernetes' int-or-string).
+    public mutating func string(_ name: String, orInteger: Bool) -> String? {
+        if orInteger, let found = field(name), case .integer(let number) = found { return "\(number)" }
+        return string(name)
+    }
+
     /// Texts of a list of texts.
     public mutating func strings(_ name: String) -> [String] {
         guard let found = field(name) else { return [] }

@@ -9,6 +9,8 @@ public enum NodeAnnotation {
         family == .ipv4
             ? "projectcalico.org/IPv4WireguardInterfaceAddr" : "projectcalico.org/IPv6WireguardInterfaceAddr"
     }
+    /// The operator's word that a node without WireGuard is reached in clear, strict mode or not: `true`.
+    public static let strictModeExempt = "wgplane.io/strict-mode-exempt"
     /// Calico's own word for a node's address, `10.0.0.1/24`.
     public static func nodeAddress(_ family: AddressFamily) -> String {
         family == .ipv4 ? "projectcalico.org/IPv4Address" : "projectcalico.org/IPv6Address"
@@ -24,6 +26,10 @@ public struct NodeResource: Sendable, Hashable {
     /// Addresses of the WireGuard devices.
     public var interfaceAddresses: [AddressFamily: IPAddress] = [:]
     public var podCIDRs: [CIDR] = []
+    /// Scheme of `spec.providerID`: `aws`, `azure`; empty: none.
+    public var provider = ""
+    /// Its pods are reached in clear where it has no WireGuard, strict mode or not.
+    public var isStrictModeExempt = false
 }
 
 extension NodeResource {
@@ -35,6 +41,7 @@ extension NodeResource {
         reader.object("spec") { spec in
             var texts = spec.strings("podCIDRs")
             if texts.isEmpty, let single = spec.string("podCIDR") { texts = [single] }
+            result.provider = String((spec.string("providerID") ?? "").prefix { $0 != ":" })
             for text in texts where !text.isEmpty {
                 if let cidr = CIDR(text) {
                     result.podCIDRs.append(cidr)
@@ -52,6 +59,14 @@ extension NodeResource {
             }
             for address in addresses where result.addresses[address.family] == nil {
                 result.addresses[address.family] = address
+            }
+        }
+        if let text = annotations[NodeAnnotation.strictModeExempt] {
+            result.isStrictModeExempt = text == "true"
+            if text != "true", text != "false" {
+                reader.report(
+                    "metadata.annotations[\(NodeAnnotation.strictModeExempt)]", value: text, "is not true or false",
+                    remedy: "set it to true, or remove it")
             }
         }
         for family in AddressFamily.allCases {
@@ -92,6 +107,8 @@ public struct PodResource: Sendable, Hashable {
     public var isHostNetwork: Bool
     /// Succeeded or Failed: it runs no more, and its addresses may be another's.
     public var isFinished: Bool
+    /// What it may send from beside its own addresses, where that is permitted.
+    public var allowedSources: [CIDR] = []
 
     /// `namespace/name`.
     public var description: String { "\(namespace)/\(name)" }
@@ -113,5 +130,24 @@ extension PodResource {
             return (found, phase == "Succeeded" || phase == "Failed")
         }
         problems += reader.problems
+        readAllowedSources(manifest, &problems)
+    }
+
+    /// Calico's annotation: a list of prefixes in JSON.
+    private mutating func readAllowedSources(_ manifest: Manifest, _ problems: inout [Problem]) {
+        let name = "cni.projectcalico.org/allowedSourcePrefixes"
+        guard let text = manifest.annotations[name] else { return }
+        let trimmed = text.filter { !$0.isWhitespace }
+        let items = trimmed.dropFirst().dropLast().split(separator: ",").map { $0.filter { $0 != "\"" } }
+        let prefixes = items.map { item in CIDR(item) ?? IPAddress(item).map { CIDR(host: $0) } }
+        guard trimmed.hasPrefix("["), trimmed.hasSuffix("]"), !prefixes.contains(nil) else {
+            problems.append(
+                Problem(
+                    resource: manifest.key.description, field: "metadata.annotations[\(name)]", value: text,
+                    message: "is no list of prefixes, and permits nothing",
+                    remedy: "write it like [\"192.0.2.0/24\", \"2001:db8::/64\"]"))
+            return
+        }
+        allowedSources = prefixes.compactMap { $0 }
     }
 }

@@ -22,7 +22,12 @@ public struct EBPFSteering: SteeringBackend {
     private var locals = Reconciler<IPAddress, LocalAddress>()
     private var endpoints = Reconciler<IPAddress, EndpointValue>()
     fileprivate var hooks = Reconciler<HookPoint, UInt32>()
+    private var sources = Reconciler<AllowedSource, Bool>()
+    private var interfaces = Reconciler<UInt32, Bool>()
     private var config: DataplaneConfig?
+    private var secondLock: SecondLock?
+    /// Whether an earlier agent, or `wgplane guard`, may have left one.
+    private var mayHaveLock = true
     /// What earlier agents have left that this one does not use is gone.
     private var hasSwept = false
 
@@ -56,6 +61,8 @@ public struct EBPFSteering: SteeringBackend {
         maps.destinations.setAction(DestinationSlot.local, .stack)
         routes.adopt(try maps.routes.entries())
         locals.adopt(try maps.locals.entries())
+        sources.adopt(Dictionary(uniqueKeysWithValues: try maps.allowedSources.entries().map { ($0, true) }))
+        interfaces.adopt(Dictionary(uniqueKeysWithValues: try maps.interfaces.entries().map { ($0, true) }))
         endpoints.adopt(
             try maps.endpoints.entries().mapValues { EndpointValue(endpoint: $0.endpoint, slot: $0.slot) })
         let (found, generation) = try maps.config.read()
@@ -66,6 +73,7 @@ public struct EBPFSteering: SteeringBackend {
     public mutating func resync() throws {
         try adopt()
         hooks.adopt(try attachedHooks())
+        try secondLock?.resync()
     }
 
     /// Lets the plan's peers speak WireGuard to us, before any is told to: a handshake
@@ -91,6 +99,7 @@ public struct EBPFSteering: SteeringBackend {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
         applyHooks(plan)
+        problems += try applyLock(plan)
         if hooks.errors.isEmpty, plan.preserved.isEmpty, !hasSwept {
             hasSwept = true
             try layout.removeOtherVersions()
@@ -160,8 +169,20 @@ public struct EBPFSteering: SteeringBackend {
         ) { _, kept in kept }
         let changed = locals.update(to: wantedLocals) { try table.locals.update($0, $1) }
         let gone = locals.prune(to: wantedLocals) { try table.locals.delete($0) }
+        let wantedSources = Dictionary(uniqueKeysWithValues: plan.allowedSources.map { ($0, true) })
+        let wantedInterfaces = Dictionary(uniqueKeysWithValues: plan.checkedInterfaces.map { ($0, true) })
+        // What is permitted comes first, what is checked last; and the other way round.
+        let unchecked = interfaces.prune(to: wantedInterfaces) { try table.interfaces.delete($0) }
+        let permitted = sources.update(to: wantedSources) { source, _ in try table.allowedSources.update(source) }
+        let refused = sources.prune(to: wantedSources) { try table.allowedSources.delete($0) }
+        let checked = interfaces.update(to: wantedInterfaces) { index, _ in
+            try table.interfaces.update(checked: index)
+        }
         // Every flow asks again who its source is.
-        if !changed.isEmpty || !gone.isEmpty { try? maps.config.raiseGeneration() }
+        let isChanged =
+            !changed.isEmpty || !gone.isEmpty || !permitted.isEmpty || !refused.isEmpty || !checked.isEmpty
+            || !unchecked.isEmpty
+        if isChanged { try? maps.config.raiseGeneration() }
     }
 
     // MARK: Routes
@@ -270,7 +291,30 @@ public struct EBPFSteering: SteeringBackend {
 
     /// When something that failed is due again; nil: nothing failed.
     public var nextRetry: ContinuousClock.Instant? {
-        [routes.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry].compactMap { $0 }.min()
+        [
+            routes.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry, sources.nextRetry,
+            interfaces.nextRetry, secondLock?.nextRetry,
+        ].compactMap { $0 }.min()
+    }
+
+    // MARK: Second lock
+
+    /// Armed before the hooks are told to be strict would be too early: what they steer never
+    /// comes to it, so it holds from the same pass on.
+    private mutating func applyLock(_ plan: SteeringPlan) throws -> [Problem] {
+        guard let wanted = plan.guardPlan else {
+            if secondLock != nil || mayHaveLock { try SecondLock.disarm(layout: layout) }
+            secondLock = nil
+            mayHaveLock = false
+            return []
+        }
+        var lock =
+            try secondLock.flatMap { $0.fits(wanted) ? $0 : nil }
+            ?? SecondLock(layout: layout, vxlanPorts: wanted.vxlanPorts)
+        defer { secondLock = lock }
+        mayHaveLock = true
+        let uplinks = plan.hooks.filter { $0.hook == .toUplink }.map { ($0.interface, $0.device, $0.isEthernet) }
+        return lock.arm(wanted, uplinks: SecondLock.points(uplinks))
     }
 
     // MARK: Removal
@@ -293,6 +337,7 @@ public struct EBPFSteering: SteeringBackend {
                 }
             }
         }
+        try SecondLock.disarm(layout: layout)
         try layout.remove()
     }
 
@@ -304,5 +349,5 @@ public struct EBPFSteering: SteeringBackend {
 
 extension EBPFSteering {
     /// The hooks that are in place.
-    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted() }
+    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted() + (secondLock?.attachedPoints ?? []) }
 }

@@ -58,7 +58,7 @@ public struct HookPoint: Sendable, Hashable, Comparable {
     }
 
     public var direction: AttachmentDirection {
-        hook == .toUplink || hook == .toWireGuard ? .egress : .ingress
+        [.toUplink, .toWireGuard, .guardOut].contains(hook) ? .egress : .ingress
     }
 
     public static func < (a: Self, b: Self) -> Bool {
@@ -73,6 +73,11 @@ public struct SteeringPlan: Sendable {
     public var routes: [CIDR: SteeringTarget] = [:]
     public var locals: [IPAddress: LocalAddress] = [:]
     public var hooks: [HookPoint] = []
+    /// Pods' devices all of whose addresses are known: no others may send from there.
+    public var checkedInterfaces: Set<UInt32> = []
+    public var allowedSources: Set<AllowedSource> = []
+    /// Nil: strict mode is off, and there is no second lock.
+    public var guardPlan: GuardPlan?
     /// Families of which the plan knows too little now (their device cannot be looked at):
     /// what is in place for them stays.
     public var preserved: Set<AddressFamily> = []

@@ -43,13 +43,21 @@ struct NodeOptions: ParsableArguments {
     @Option(help: "Folder of the agent's lock and status.")
     var runDirectory = AgentOptions.defaultRunDirectory
 
+    @Option(
+        help: ArgumentHelp(
+            "Folder of what outlives a reboot. Default: WGPLANE_STATE_DIRECTORY, else /var/lib/wgplane-agent."))
+    var stateDirectory: String?
+
     @Option(help: "Folder of the pinned maps.")
     var pins = PinLayout.defaultRoot
 
     var options: AgentOptions {
         let environment = ProcessInfo.processInfo.environment
         let name = node ?? environment["WGPLANE_NODE"] ?? ProcessInfo.processInfo.hostName
-        return AgentOptions(node: name, runDirectory: runDirectory, layout: PinLayout(root: pins))
+        let state =
+            stateDirectory ?? environment["WGPLANE_STATE_DIRECTORY"] ?? AgentOptions.defaultStateDirectory
+        return AgentOptions(
+            node: name, runDirectory: runDirectory, stateDirectory: state, layout: PinLayout(root: pins))
     }
 }
 

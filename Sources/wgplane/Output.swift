@@ -8,6 +8,12 @@ import TextTable
 
 /// Prints answers as a table, JSON or YAML.
 enum Output {
+    /// One side of a flow: its name, else its address, and the port.
+    static func side(_ name: String?, _ address: IPAddress, _ port: UInt16) -> String {
+        let text = name ?? (address.family == .ipv6 && port != 0 ? "[\(address)]" : address.description)
+        return port == 0 ? text : "\(text):\(port)"
+    }
+
     /// Any value as JSON, keys sorted.
     static func json(_ value: some Encodable) throws {
         let encoder = JSONEncoder()

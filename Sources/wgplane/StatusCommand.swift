@@ -105,6 +105,12 @@ struct StatusCommand: AsyncParsableCommand {
         if report.mode != "disabled" {
             print("  WireGuard: \(report.backend), programs attached by \(report.attachment)")
             print("  steering path: \(report.steeringPath) (\(report.steeringPathReason))")
+            let leaks = answer.counters.filter { ["clear", "clear_encapsulated", "clear_arrived"].contains($0.reason) }
+            let total = leaks.reduce(0) { $0 + $1.packets }
+            print(
+                "  strict mode: \(report.strictMode ? "on" : "off"), packets in clear that were to be encrypted: \(total)"
+            )
+            print("  host encryption: \(report.hostEncryption ? "on" : "off")")
         }
         for device in answer.devices { printDevice(device, report) }
         let hooks = Dictionary(grouping: report.attachments, by: \.device).sorted { $0.key < $1.key }

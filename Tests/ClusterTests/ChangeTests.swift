@@ -63,12 +63,13 @@ struct ChangeTests {
             try await undisturbed(lab) {
                 let addresses = lab.spec.families.map { LabAddresses.pod(1, 20, $0) }
                 let pod = try await lab.addPod("extra", node: 1, addresses: addresses, device: "caliextra")
-                try await lab.wait("its program is attached", within: Self.second) {
-                    lab.status("node1")?.attachments.contains { $0.device == pod.device } == true
+                try await lab.wait("its program is attached, its address known", within: Self.second) {
+                    let locals = try lab.maps("node1").locals.entries()
+                    return lab.status("node1")?.attachments.contains { $0.device == pod.device } == true
+                        && addresses.allSatisfy { locals[$0]?.interface != 0 && locals[$0]?.kind == .pod }
                 }
                 let target = try await Cluster.pod(lab, "node2-pod1")
                 for address in target.addresses { #expect(try await reaches(lab, "extra", address)) }
-                #expect(try lab.maps("node1").locals.entries()[addresses[0]]?.kind == .pod)
                 try await lab.removePod("extra")
                 try await lab.wait("nothing of it is left", within: Self.second) {
                     let locals = try lab.maps("node1").locals.entries()

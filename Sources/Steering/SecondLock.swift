@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+public import DataplaneMaps
+public import Model
+internal import Netlink
+internal import Reconciler
+
+/// What strict mode's second lock is to hold.
+public struct GuardPlan: Sendable, Hashable, Codable {
+    /// Pools, and the prefixes of nodes that are exempt.
+    public var prefixes: [CIDR: GuardKind]
+    /// UDP ports of overlays.
+    public var vxlanPorts: [UInt16]
+
+    public init(prefixes: [CIDR: GuardKind], vxlanPorts: [UInt16]) {
+        self.prefixes = prefixes
+        self.vxlanPorts = vxlanPorts
+    }
+}
+
+/// Strict mode's second lock: two small programs with maps of their own, as clsact filters
+/// behind the hooks, on every device that leads to other nodes. They hold without an agent
+/// and, armed by `wgplane guard`, before the first one has come up.
+public struct SecondLock {
+    private let layout: PinLayout
+    private var programs: DataplanePrograms
+    private var prefixes = Reconciler<CIDR, GuardKind>()
+    private var points = Reconciler<HookPoint, UInt32>()
+    private let table: GuardTable
+    private let vxlanPorts: [UInt16]
+    /// Filters at devices that are uplinks no more are gone.
+    private var hasSwept = false
+
+    /// Loads the programs; adopts the maps that are there.
+    public init(layout: PinLayout, vxlanPorts: [UInt16]) throws {
+        self.layout = layout
+        self.vxlanPorts = vxlanPorts
+        try layout.create()
+        programs = DataplanePrograms(empty: layout)
+        programs.vxlanPorts = vxlanPorts
+        for hook in [Hook.guardOut, .guardIn] { _ = try programs.program(hook, isEthernet: true) }
+        table = try GuardTable(layout)
+        prefixes.adopt(try table.entries())
+    }
+
+    /// Whether it was made for these ports of overlays, which are constants of its programs.
+    func fits(_ plan: GuardPlan) -> Bool { plan.vxlanPorts == vxlanPorts }
+
+    /// Looks at what is really in place.
+    mutating func resync() throws {
+        prefixes.adopt(try table.entries())
+        var found: [HookPoint: UInt32] = [:]
+        for point in points.applied.keys {
+            if let program = try? Self.attachment(point).attachedProgram(pin: "") { found[point] = program }
+        }
+        points.adopt(found)
+    }
+
+    /// Holds these prefixes at these uplinks. Returns what could not be done.
+    public mutating func arm(_ plan: GuardPlan, uplinks: [HookPoint]) -> [Problem] {
+        let table = table
+        prefixes.update(to: plan.prefixes) { try table.update($0, $1) }
+        prefixes.prune(to: plan.prefixes) { try table.delete($0) }
+        var wanted: [HookPoint: UInt32] = [:]
+        for point in uplinks {
+            wanted[point] =
+                (try? programs.program(point.hook, isEthernet: point.isEthernet).information().identifier) ?? 0
+        }
+        var programs = programs
+        points.update(to: wanted) { point, _ in
+            try Self.attachment(point).attach(
+                programs.program(point.hook, isEthernet: point.isEthernet), pin: "")
+        }
+        points.prune(to: wanted) { try Self.attachment($0).detach(pin: "") }
+        if !hasSwept, (try? Self.detach(except: Set(wanted.keys.map(\.interface)))) != nil { hasSwept = true }
+        return prefixes.errors.map {
+            Problem(
+                resource: "Dataplane", field: "guard", value: "\($0.key)", message: $0.value,
+                remedy: "it is tried again; see `wgplane doctor`")
+        }
+            + points.errors.map {
+                Problem(
+                    resource: "Device/\($0.key.device)", field: $0.key.hook.name, message: $0.value,
+                    remedy: "it is tried again; see `wgplane doctor`")
+            }
+    }
+
+    var nextRetry: ContinuousClock.Instant? { [prefixes.nextRetry, points.nextRetry].compactMap { $0 }.min() }
+    var attachedPoints: [HookPoint] { points.applied.keys.sorted() }
+
+    /// Takes it away, wherever it is.
+    public static func disarm(layout: PinLayout) throws {
+        try detach(except: [])
+        try layout.removeMaps(["guard_prefixes4", "guard_prefixes6"])
+    }
+
+    private static func detach(except kept: Set<UInt32>) throws {
+        let session = try RouteSession()
+        for device in try session.links() where !kept.contains(device.index) {
+            for hook in [Hook.guardOut, .guardIn] {
+                let filter = attachment(HookPoint(hook: hook, interface: device.index, device: "", isEthernet: true))
+                guard try filter.attachedProgram(pin: "") != nil else { continue }
+                try filter.detach(pin: "")
+                if try session.filterCount(interface: device.index) == 0 {
+                    try Attachment.removeQdisc(interface: device.index)
+                }
+            }
+        }
+    }
+
+    static func attachment(_ point: HookPoint) -> Attachment {
+        Attachment(interface: point.interface, direction: point.direction, mechanism: .clsact, role: .guardian)
+    }
+
+    /// The places of the lock at devices that lead to other nodes.
+    public static func points(_ uplinks: [(index: UInt32, name: String, isEthernet: Bool)]) -> [HookPoint] {
+        uplinks.flatMap { link in
+            [Hook.guardOut, .guardIn].map {
+                HookPoint(hook: $0, interface: link.index, device: link.name, isEthernet: link.isEthernet)
+            }
+        }
+    }
+}
