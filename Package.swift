@@ -50,8 +50,8 @@ let package = Package(
         .target(
             name: "Lab",
             dependencies: [
-                "Agent", "Datastore", "Flows", "DataplaneMaps", "Netlink", "SystemDescriptors", "Model", collections,
-                log, system,
+                "Agent", "Datastore", "Flows", "Steering", "DataplaneMaps", "Netlink", "SystemDescriptors", "Model",
+                collections, log, system,
             ],
             swiftSettings: strict),
         .target(

@@ -28,6 +28,7 @@ public struct AgentService: Service {
         let lock = try Self.takeLock(options)
         let events = try await datastore.events()
         let kernel = try NetlinkEvents(groups: NetlinkEvents.nodeGroups)
+        let firewall = try? NetlinkEvents.firewall()
         let controller = NodeController(options: options, datastore: datastore, logger: logger)
         // Reasons to work: many at once are one.
         let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
@@ -50,6 +51,21 @@ public struct AgentService: Service {
                 for await _ in kernel.ticks.cancelOnGracefulShutdown() {
                     kernel.drain()
                     signal.yield()
+                }
+            }
+            if let firewall {
+                group.addTask {
+                    for await _ in firewall.ticks.cancelOnGracefulShutdown() {
+                        firewall.drain()
+                        signal.yield()
+                    }
+                }
+            }
+            group.addTask {
+                // Legacy iptables tells nobody of its changes.
+                for await _ in AsyncTimerSequence(interval: .seconds(1), clock: .continuous).cancelOnGracefulShutdown()
+                {
+                    if await controller.legacyFirewallChanged() { signal.yield() }
                 }
             }
             group.addTask {

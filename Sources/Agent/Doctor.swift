@@ -110,7 +110,7 @@ public struct Doctor: Sendable {
 
     private func netfilter() -> Finding {
         do {
-            let tables = try FirewallInspection.tables()
+            let tables = try FirewallInspection.inspect(devices: []).filters
             return Finding(
                 check: "netfilter", verdict: .ok,
                 found: tables.isEmpty

@@ -23,7 +23,7 @@ extension NodeController {
             logger.info("problem is gone", metadata: ["resource": "\(problem.resource)", "field": "\(problem.field)"])
         }
         lastProblems = distinct
-        let path = families.isEmpty ? nil : plan.map { steeringPath($0.settings.steeringPath) }
+        let path = families.isEmpty ? nil : plan.map(path)
         var report = StatusReport(
             node: options.node, process: processIdentifier(), mode: families.isEmpty ? "disabled" : "ebpf",
             datastore: datastore.location, datastoreState: datastoreState,

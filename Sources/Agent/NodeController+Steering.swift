@@ -20,7 +20,7 @@ extension NodeController {
         var result = SteeringPlan(
             config: DataplaneConfig(
                 ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
-                isDirect: steeringPath(plan.settings.steeringPath).path == .direct))
+                isDirect: path(plan).path == .direct))
         configure(&result.config, plan)
         result.preserved = snapshot?.isComplete == true ? unsettled : Set(AddressFamily.allCases)
         for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
@@ -184,16 +184,5 @@ extension NodeController {
         if state.drainingUntil != nil { return .exempt }
         if state.peers.isReady(node) { return .tunnel }
         return plan.exempt.contains(node) ? .exempt : .clear
-    }
-
-    func steeringPath(_ choice: SteeringPathChoice) -> (path: SteeringPathChoice, reason: String) {
-        guard choice == .auto else { return (choice, "wireguardSteeringPath is set") }
-        do {
-            let tables = try FirewallInspection.tables()
-            if tables.isEmpty { return (.direct, "nothing in netfilter looks at forwarded packets") }
-            return (.stack, "netfilter may filter forwarded packets: \(tables.prefix(3).joined(separator: ", "))")
-        } catch {
-            return (.stack, "netfilter cannot be inspected: \(error)")
-        }
     }
 }

@@ -34,6 +34,8 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    /// Of legacy iptables, as it was a moment ago.
+    var lastLegacyFirewall = FirewallInspection.Findings()
     /// As it was last written.
     var guardState: GuardState?
     /// Families whose device could not be looked at or changed in this pass: what is in

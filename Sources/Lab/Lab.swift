@@ -7,6 +7,7 @@ internal import Foundation
 public import Logging
 public import Model
 internal import Netlink
+internal import Steering
 public import SystemDescriptors
 
 /// A cluster of network namespaces on this machine, one real agent a node.
@@ -102,7 +103,7 @@ public actor Lab {
         for number in 1...spec.nodes {
             try network.createNode(number, name: "node\(number)", families: spec.families, nodes: spec.nodes)
         }
-        for pod in state.pods { try network.createPod(pod, node: "node\(pod.node)") }
+        for pod in state.pods { try network.createPod(pod, node: "node\(pod.node)", mtu: spec.podMTU) }
         try saveState()
         var manifests = spec.families.map(LabResources.pool)
         manifests.append(
@@ -216,6 +217,18 @@ public actor Lab {
         }
     }
 
+    /// What a node has after a reboot: its network and its state folder, and nothing of agents.
+    public func reboot(_ node: String) throws {
+        try stopAgent(node, signal: 9)
+        let files = network.node(node)
+        let left = files.processes().filter { $0.identifier != processIdentifier() }
+        for process in left { process.signal(9) }
+        let deadline = monotonicNanoseconds() + 5_000_000_000
+        while left.contains(where: { isAlive($0) }), monotonicNanoseconds() < deadline { pause(milliseconds: 2) }
+        try files.run { try EBPFSteering.removeAll(layout: PinLayout()) }
+        for name in ["agent.lock", "status.json"] { try removeFile("\(paths.runDirectory(node))/\(name)") }
+    }
+
     public nonisolated func status(_ node: String) -> StatusReport? {
         try? StatusReport.read(runDirectory: paths.runDirectory(node))
     }
@@ -298,7 +311,7 @@ public actor Lab {
     /// Adds a pod to a node, wiring first, then resources.
     public func addPod(_ name: String, node: Int, addresses: [IPAddress], device: String) async throws -> LabPod {
         let pod = LabPod(name: name, node: node, addresses: addresses, device: device)
-        try network.createPod(pod, node: "node\(node)")
+        try network.createPod(pod, node: "node\(node)", mtu: spec.podMTU)
         state.pods.append(pod)
         try saveState()
         try await apply(LabResources.pod(pod))

@@ -94,7 +94,7 @@ struct LabNetwork {
     }
 
     /// Calico's point-to-point wiring: host routes on the node, the gateway answered by proxy.
-    func createPod(_ pod: LabPod, node name: String) throws {
+    func createPod(_ pod: LabPod, node name: String, mtu: UInt32) throws {
         let files = self.pod(pod.name)
         try files.create {}
         try files.run {
@@ -105,7 +105,8 @@ struct LabNetwork {
         try node(name).run {
             let route = try RouteSession()
             try route.createVethPair(
-                pod.device, mtu: Self.mtu, hardwareAddress: Self.hostHardwareAddress, peer: "eth0", peerMTU: 1420,
+                pod.device, mtu: mtu, hardwareAddress: Self.hostHardwareAddress, peer: "eth0",
+                peerMTU: mtu,
                 peerNamespace: namespace)
             let index = try Self.up(route, pod.device)
             try Self.set("net/ipv4/conf/\(pod.device)/proxy_arp", "1")

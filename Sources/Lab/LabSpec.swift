@@ -13,11 +13,14 @@ public struct LabSpec: Sendable, Hashable, Codable {
     public var families: [AddressFamily]
     public var backend: WireGuardBackendChoice
     public var attachment: AttachmentChoice
+    /// Of the pods' devices, both ends.
+    public var podMTU: UInt32
 
     public init(
         name: String = "lab", nodes: Int = 3, pods: Int = 2, families: [AddressFamily] = [.ipv4],
-        backend: WireGuardBackendChoice = .auto, attachment: AttachmentChoice = .auto
+        backend: WireGuardBackendChoice = .auto, attachment: AttachmentChoice = .auto, podMTU: UInt32 = 1420
     ) {
+        self.podMTU = podMTU
         self.name = name
         self.nodes = nodes
         self.pods = pods
@@ -37,6 +40,9 @@ public struct LabSpec: Sendable, Hashable, Codable {
         }
         if !(0...40).contains(pods) {
             reader.report("--pods", value: "\(pods)", "is out of range", remedy: "use 0 to 40")
+        }
+        if !(1280...65535).contains(podMTU) {
+            reader.report("--pod-mtu", value: "\(podMTU)", "is out of range", remedy: "use 1280 to 65535")
         }
         if !reader.problems.isEmpty { throw ProblemsError(reader.problems) }
     }

@@ -57,32 +57,3 @@ public final class GenericSession {
         return payload
     }
 }
-
-/// Whether packets pass a firewall on their way through this node.
-public enum FirewallInspection {
-    /// Names what is there: nftables tables (legacy iptables tables too). Empty: nothing
-    /// in netfilter looks at forwarded packets. In the calling thread's network namespace.
-    public static func tables() throws(NetlinkError) -> [String] {
-        var found: [String] = []
-        for (file, tool) in [("ip_tables_names", "iptables"), ("ip6_tables_names", "ip6tables")] {
-            guard let bytes = try? readFile("/proc/net/\(file)") else { continue }
-            found += String(decoding: bytes, as: UTF8.self).split(separator: "\n").map { "\(tool) \($0)" }
-        }
-        do {
-            let session = try NetlinkSession(.netfilter)
-            let type = Int32(NFNL_SUBSYS_NFTABLES) << 8 | Int32(NFT_MSG_GETTABLE.rawValue)
-            let answers = try session.request(
-                "list nftables tables", type: type, dump: true,
-                NetlinkPayload(nfgenmsg(nfgen_family: 0, version: UInt8(NFNETLINK_V0), res_id: 0)))
-            for answer in answers {
-                guard let (_, attributes) = answer.parse(nfgenmsg.self) else { continue }
-                found += attributes.filter { $0.type == Int(NFTA_TABLE_NAME.rawValue) }.map { "nftables \($0.text)" }
-            }
-        } catch {
-            // No nf_tables in this kernel: nothing there.
-            let absent = [EOPNOTSUPP, EINVAL, ENOENT, EPROTONOSUPPORT]
-            if !absent.contains(error.errno) { throw error }
-        }
-        return found.sorted()
-    }
-}

@@ -192,8 +192,17 @@ public final class NetlinkEvents: Sendable {
     private let readiness: ReadinessEvents
 
     /// Listens to rtnetlink groups in the calling thread's network namespace.
-    public init(groups: [Int32]) throws(NetlinkError) {
-        socket = try NetlinkSession.openSocket(.route, groups: groups)
+    public convenience init(groups: [Int32]) throws(NetlinkError) {
+        self.init(try NetlinkSession.openSocket(.route, groups: groups))
+    }
+
+    /// Listens to changes of nf_tables' rules, which iptables-nft makes too.
+    public static func firewall() throws(NetlinkError) -> NetlinkEvents {
+        NetlinkEvents(try NetlinkSession.openSocket(.netfilter, groups: [Int32(NFNLGRP_NFTABLES.rawValue)]))
+    }
+
+    private init(_ socket: SharedDescriptor) {
+        self.socket = socket
         readiness = ReadinessEvents(socket, label: "netlink-events")
     }
 

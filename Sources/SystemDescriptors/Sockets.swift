@@ -115,6 +115,48 @@ public struct InternetSocket: Sendable {
         try setOption(SOL_SOCKET, SO_RCVBUFFORCE, Int32(bytes))
     }
 
+    /// TTL or hop limit of what is sent.
+    public func setHopLimit(_ hops: Int32) throws(Errno) {
+        if isIPv6 {
+            try setOption(Int32(IPPROTO_IPV6), IPV6_UNICAST_HOPS, hops)
+        } else {
+            try setOption(Int32(IPPROTO_IP), IP_TTL, hops)
+        }
+    }
+
+    /// DF is set, and what exceeds the path's MTU is refused (`IP_PMTUDISC_DO`).
+    public func forbidFragments() throws(Errno) {
+        if isIPv6 {
+            try setOption(Int32(IPPROTO_IPV6), IPV6_MTU_DISCOVER, 2)
+        } else {
+            try setOption(Int32(IPPROTO_IP), IP_MTU_DISCOVER, 2)
+        }
+    }
+
+    /// The path's MTU as the kernel knows it, of a connected socket.
+    public func pathMTU() throws(Errno) -> Int {
+        var value: Int32 = 0
+        var length = socklen_t(4)
+        let level = isIPv6 ? Int32(IPPROTO_IPV6) : Int32(IPPROTO_IP)
+        let name = isIPv6 ? IPV6_MTU : IP_MTU
+        try retryingInterrupts { unsafe getsockopt(descriptor.rawValue, level, name, &value, &length) }
+        return Int(value)
+    }
+
+    /// The other side of a connection.
+    public func peer() throws(Errno) -> SocketAddress? {
+        var storage = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        try retryingInterrupts {
+            unsafe withUnsafeMutablePointer(to: &storage) { pointer in
+                unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    unsafe getpeername(descriptor.rawValue, $0, &length)
+                }
+            }
+        }
+        return SocketAddress(storage)
+    }
+
     public func bind(_ address: SocketAddress) throws(Errno) {
         try retryingInterrupts { unsafe address.withPointer { unsafe Glibc.bind(descriptor.rawValue, $0, $1) } }
     }

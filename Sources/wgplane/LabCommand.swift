@@ -38,6 +38,7 @@ struct LabCommand: AsyncParsableCommand {
         @Flag(help: "IPv4 and IPv6.") var dual = false
         @Option(help: "WireGuard: auto, kernel or userspace.") var wireguard = "auto"
         @Option(help: "Attachment of the programs: auto, tcx or tc.") var attach = "auto"
+        @Option(help: "MTU of the pods' devices.") var podMtu: UInt32 = 1420
         @Flag(help: "Leave WireGuard switched off.") var disabled = false
 
         func run() async throws {
@@ -47,7 +48,7 @@ struct LabCommand: AsyncParsableCommand {
             else { throw ValidationError("--attach: \"\(attach)\" is not one of auto, tcx, tc") }
             let spec = LabSpec(
                 name: lab.name, nodes: nodes, pods: pods, families: dual ? [.ipv4, .ipv6] : ipv6 ? [.ipv6] : [.ipv4],
-                backend: backend, attachment: attachment)
+                backend: backend, attachment: attachment, podMTU: podMtu)
             let lab = try await Lab.up(spec, enabled: !disabled, binary: ownBinary(), logger: quietLogger)
             do {
                 try await lab.waitUntilSettled(enabled: !disabled)

@@ -29,11 +29,11 @@ enum Cluster {
     /// Brings a lab up, settles it, runs the body, and takes it down. A failure shows the agents' last words.
     static func run(
         nodes: Int = 2, pods: Int = 1, families: [AddressFamily] = [.ipv4, .ipv6], enabled: Bool = true,
-        attachment: AttachmentChoice = .auto, _ body: (Lab) async throws -> Void
+        attachment: AttachmentChoice = .auto, podMTU: UInt32 = 1420, _ body: (Lab) async throws -> Void
     ) async throws {
         let name = "\(prefix)-\(String(UInt32.random(in: 0...UInt32.max), radix: 36))"
         let spec = LabSpec(
-            name: name, nodes: nodes, pods: pods, families: families, attachment: attachment)
+            name: name, nodes: nodes, pods: pods, families: families, attachment: attachment, podMTU: podMTU)
         let lab = try await Lab.up(spec, enabled: enabled, binary: binary, logger: logger)
         do {
             try await lab.waitUntilSettled(enabled: enabled)
@@ -91,6 +91,17 @@ enum Cluster {
             spec[family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"] = .bool(on)
         }
         try await patch(lab, .felixConfiguration, "default", .object(["spec": spec]))
+    }
+
+    /// Sets fields of the DataplaneConfiguration `default`.
+    static func configure(_ lab: Lab, _ fields: OrderedDictionary<String, ManifestValue>) async throws {
+        try await patch(
+            lab, .dataplaneConfiguration, "default",
+            .object([
+                "apiVersion": .string(ResourceKind.dataplaneConfiguration.apiVersion),
+                "kind": .string(ResourceKind.dataplaneConfiguration.rawValue),
+                "metadata": .object(["name": "default"]), "spec": .object(fields),
+            ]))
     }
 
     static func pod(_ lab: Lab, _ name: String) async throws -> LabPod {

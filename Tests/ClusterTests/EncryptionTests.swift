@@ -61,7 +61,7 @@ struct EncryptionTests {
                         routes += try session.routes(family)
                     }
                     let devices = try session.links().filter { $0.kind == "wireguard" || $0.kind == "tun" }
-                    return (rules, routes, devices, try FirewallInspection.tables())
+                    return (rules, routes, devices, try FirewallInspection.inspect(devices: []).filters)
                 }
                 #expect(found.0 == [[0, 32766, 32767], [0, 32766]])
                 #expect(found.2.count == 2)

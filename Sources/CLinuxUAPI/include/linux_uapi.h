@@ -29,6 +29,7 @@
 #include <linux/if_tun.h>
 #include <linux/neighbour.h>
 #include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nf_tables_compat.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
 #include <linux/pkt_sched.h>
@@ -40,6 +41,21 @@
 
 /* The IFF_ flag, which <net/if.h> and <linux/if.h> both claim. */
 enum { WGP_IFF_UP = 1 << 0 };
+
+/* Of <linux/netfilter.h>, which brings the kernel's own in_addr along. */
+enum wgp_netfilter_family {
+	WGP_NFPROTO_INET = 1,
+	WGP_NFPROTO_IPV4 = 2,
+	WGP_NFPROTO_ARP = 3,
+	WGP_NFPROTO_NETDEV = 5,
+	WGP_NFPROTO_BRIDGE = 7,
+	WGP_NFPROTO_IPV6 = 10,
+};
+enum wgp_netfilter_hook {
+	WGP_NF_INET_PRE_ROUTING = 0,
+	WGP_NF_INET_FORWARD = 2,
+	WGP_NF_INET_POST_ROUTING = 4,
+};
 
 /* Constants that are casts or shifts in C and so do not import. */
 extern const unsigned wgp_clone_newnet, wgp_clone_newns, wgp_clone_fs;

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+internal import DataplaneMaps
+internal import DesiredState
+internal import Model
+internal import Netlink
+internal import Steering
+internal import SystemDescriptors
+
+/// Whether pods' packets may be led around netfilter.
+extension NodeController {
+    /// The steering path in force, and why. Asked once a pass.
+    func path(_ plan: NodePlan) -> (path: SteeringPathChoice, reason: String) {
+        let choice = plan.settings.steeringPath
+        guard choice == .auto else { return (choice, "wireguardSteeringPath is set") }
+        let found: FirewallInspection.Findings
+        do {
+            found = try FirewallInspection.inspect(devices: podDeviceNames)
+        } catch {
+            return (.stack, "netfilter cannot be inspected: \(error)")
+        }
+        if !found.filters.isEmpty {
+            let shown = found.filters.prefix(3).joined(separator: "; ")
+            let more = found.filters.count > 3 ? " and \(found.filters.count - 3) more" : ""
+            return (.stack, "a policy may hold for forwarded packets: \(shown)\(more)")
+        }
+        if found.hasNAT {
+            // Without it nobody can tell which packets a service's rewriting waits for.
+            guard KernelSymbols.canAskConntrack else {
+                return (.stack, "services are rewritten by netfilter, and this kernel's programs cannot ask conntrack")
+            }
+            return (.direct, "nothing filters forwarded packets; what conntrack has rewritten takes the stack")
+        }
+        return (.direct, "nothing in netfilter filters forwarded packets")
+    }
+
+    /// Devices whose packets a rule must be about to matter.
+    private var podDeviceNames: Set<String> {
+        Set((steering?.attachedPoints ?? []).map(\.device)).union(families.values.map(\.settings.interfaceName))
+    }
+
+    /// Whether legacy iptables' tables, which tell nobody of changes, are others than a moment ago.
+    func legacyFirewallChanged() -> Bool {
+        guard !families.isEmpty else { return false }
+        let now = FirewallInspection.legacy()
+        defer { lastLegacyFirewall = now }
+        return now != lastLegacyFirewall
+    }
+}
+
+/// Functions of the kernel that programs may call.
+enum KernelSymbols {
+    /// `bpf_skb_ct_lookup` (5.19), of the kernel or its module nf_conntrack.
+    static let canAskConntrack: Bool = {
+        guard let text = try? readFile("/proc/kallsyms") else { return false }
+        return String(decoding: text, as: UTF8.self).contains(" bpf_skb_ct_lookup")
+    }()
+}
