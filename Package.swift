@@ -96,7 +96,7 @@ let package = Package(
         .testTarget(
             name: "UnitTests",
             dependencies: [
-                "Agent", "Datastore", "DesiredState", "Reconciler", "Steering", "Flows", "WireGuard", "Netlink",
+                "Agent", "Lab", "Datastore", "DesiredState", "Reconciler", "Steering", "Flows", "WireGuard", "Netlink",
                 "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
             ], swiftSettings: strict),
         .testTarget(

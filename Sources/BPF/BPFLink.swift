@@ -186,6 +186,8 @@ public struct Attachment: Sendable, Hashable {
     }
 
     private func filterProgram() throws(BPFError) -> UInt32? {
+        // Where there is no qdisc libbpf would print the kernel's words.
+        LibbpfLog.install()
         var hook = hook
         var options = options
         let result = unsafe bpf_tc_query(&hook, &options)

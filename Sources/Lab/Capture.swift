@@ -14,6 +14,8 @@ public struct CaptureCount: Sendable, Codable, Equatable {
     public var lost = 0
     /// The first few packets in clear, for the message.
     public var examples: [String] = []
+
+    public init() {}
 }
 
 /// Looks at every frame that the underlay's ports receive.
@@ -23,8 +25,11 @@ public final class UnderlayCapture: Sendable {
     private let box: Box
     private let thread: BackgroundThread
 
-    /// Starts at once. `pools`: addresses that must not be seen; `ports`: WireGuard's.
-    public init(underlay: NamespaceFiles, pools: [CIDR], ports: Set<UInt16> = [51820, 51821]) throws {
+    /// Starts at once. `pools`: addresses that must not be seen; `ports`: WireGuard's; `transports`:
+    /// of what must not be seen, all when empty (neighbour discovery bears nodes' addresses).
+    public init(
+        underlay: NamespaceFiles, pools: [CIDR], ports: Set<UInt16> = [51820, 51821], transports: Set<UInt8> = []
+    ) throws {
         let socket = try underlay.run { try CaptureSocket() }
         self.socket = socket
         let flag = flag
@@ -42,6 +47,8 @@ public final class UnderlayCapture: Sendable {
                 box.counts.withLock { count in
                     if seen.isUDP, ports.contains(seen.destinationPort) || ports.contains(seen.sourcePort) {
                         count.wireguardPackets += 1
+                    } else if !transports.isEmpty, !transports.contains(seen.transport) {
+                        return
                     } else if pools.contains(where: { $0.contains(seen.source) || $0.contains(seen.destination) }) {
                         count.clearPackets += 1
                         if count.examples.count < 5 { count.examples.append(seen.description) }

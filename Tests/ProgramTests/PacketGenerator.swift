@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Lab
 import Model
 
 /// Random packets between addresses that matter, sometimes cut, sometimes with bytes changed.
 struct PacketGenerator {
-    var random: SplitMix
+    var random: SeededGenerator
 
     private mutating func chance(_ one: Int) -> Bool { Int.random(in: 0..<one, using: &random) == 0 }
 
@@ -102,17 +103,5 @@ struct PacketGenerator {
             }
         }
         return bytes
-    }
-}
-
-/// A small generator whose seed reproduces a failure.
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
     }
 }

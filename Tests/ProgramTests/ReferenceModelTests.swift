@@ -4,6 +4,7 @@ import BPF
 import DataplaneMaps
 import Flows
 import Foundation
+import Lab
 import Model
 import Testing
 
@@ -77,7 +78,7 @@ struct ReferenceModelTests {
         let environment = ProcessInfo.processInfo.environment["WGPLANE_SEED"].flatMap { UInt64($0) }
         let seed = environment ?? UInt64.random(in: 0...UInt64.max)
         print("seed \(seed) (\(arrangement.testDescription)); WGPLANE_SEED repeats it")
-        var generator = PacketGenerator(random: SplitMix(state: seed))
+        var generator = PacketGenerator(random: SeededGenerator(seed: seed))
         let harness = try Harness()
         try arrange(harness, arrangement)
         var model = try Self.model(of: harness)

@@ -2,6 +2,7 @@
 
 import DesiredState
 import Foundation
+import Lab
 import Model
 import OrderedCollections
 import Testing
@@ -94,7 +95,7 @@ struct DesiredStateTests {
     func order() {
         let seed = UInt64.random(in: 0...UInt64.max)
         print("seed \(seed)")
-        var generator = SplitMix(state: seed)
+        var generator = SeededGenerator(seed: seed)
         // Two that claim one block, two that overlap, two with one key.
         let manifests =
             Make.cluster + [
@@ -190,17 +191,5 @@ struct DesiredStateTests {
         let back = try #require(AddressAllocation.release(in: given, node: "n1", family: .ipv4))
         #expect(back[["spec", "allocations"]] == block[["spec", "allocations"]])
         #expect(back[["spec", "attributes"]] == block[["spec", "attributes"]])
-    }
-}
-
-/// A small generator whose seed reproduces a failure.
-struct SplitMix: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Lab
 import Model
 import Testing
 
@@ -43,7 +44,7 @@ struct NetlinkWireTests {
     func random() {
         let seed = UInt64.random(in: 0...UInt64.max)
         print("seed \(seed)")
-        var generator = SplitMix(state: seed)
+        var generator = SeededGenerator(seed: seed)
         for _ in 0..<20_000 {
             let bytes = (0..<Int.random(in: 0...120, using: &generator)).map { _ in
                 UInt8.random(in: 0...255, using: &generator)
