@@ -49,6 +49,10 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
     public var vxlanPorts: [UInt16] = []
     /// What stays in clear between nodes though hosts are encrypted, at most `maximumExemptPorts`.
     public var exemptPorts: [PortRange] = []
+    /// Length of the prefixes that routes keep in hashes, by family; none: 0.
+    public var blockLengths: [AddressFamily: Int] = [:]
+
+    public func blockLength(_ family: AddressFamily) -> Int { blockLengths[family] ?? 0 }
 
     /// `WGP_MAX_EXEMPT_PORTS`.
     public static let maximumExemptPorts = Int(WGP_MAX_EXEMPT_PORTS)
@@ -127,7 +131,9 @@ extension wgp_config {
         port_max = config.masqueradePorts.upperBound
         vxlan_ports = (config.vxlanPorts.first ?? 0, config.vxlanPorts.dropFirst().first ?? 0)
         let ranges = config.exemptPorts.prefix(DataplaneConfig.maximumExemptPorts)
-        exempt_count = UInt32(ranges.count)
+        exempt_count = UInt16(ranges.count)
+        block4 = UInt8(config.blockLength(.ipv4))
+        block6 = UInt8(config.blockLength(.ipv6))
         var bytes = ranges.flatMap {
             memory(
                 of: wgp_port_range(
@@ -153,6 +159,8 @@ extension wgp_config {
                     mtu: mtu6, maximumSegment: mss6),
             firewallMark: mark, isDirect: false)
         for (path, bit) in Self.flagBits { config[keyPath: path] = flags & bit != 0 }
+        if block4 != 0 { config.blockLengths[.ipv4] = Int(block4) }
+        if block6 != 0 { config.blockLengths[.ipv6] = Int(block6) }
         if port_min <= port_max { config.masqueradePorts = port_min...port_max }
         config.vxlanPorts = [vxlan_ports.0, vxlan_ports.1].filter { $0 != 0 }
         let all = memory(of: exempt)

@@ -72,6 +72,8 @@ public struct PinnedMaps: Sendable {
         try add(destinations.owners)
         try add(routes.addresses.ipv4)
         try add(routes.addresses.ipv6)
+        try add(routes.blocks4)
+        try add(routes.blocks6)
         try add(routes.prefixes4)
         try add(routes.prefixes6)
         return result

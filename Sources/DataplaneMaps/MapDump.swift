@@ -24,7 +24,8 @@ extension PinnedMaps {
         "allowed_sources4", "allowed_sources6", "config", "counters", "destinations", "endpoints4", "endpoints6",
         "event_control", "events", "flows4", "flows6", "fragments4", "fragments6", "guard_prefixes4",
         "guard_prefixes6", "interfaces", "locals4", "locals6", "masquerade4", "masquerade6", "peers",
-        "route_addresses4", "route_addresses6", "route_prefixes4", "route_prefixes6",
+        "route_addresses4", "route_addresses6", "route_blocks4", "route_blocks6", "route_prefixes4",
+        "route_prefixes6",
     ]
 
     /// The entries of one map, decoded, in a stable order: an object each. Nil: no such map.
@@ -72,11 +73,13 @@ extension PinnedMaps {
                     "name": .string(names.addresses[$0.key] ?? "-"),
                 ])
             }
-        case "route_addresses4", "route_addresses6", "route_prefixes4", "route_prefixes6":
-            let single = name.hasPrefix("route_addresses")
-            return try routes.entries().filter { $0.key.family == family && $0.key.isHost == single }
+        case "route_addresses4", "route_addresses6", "route_blocks4", "route_blocks6", "route_prefixes4",
+            "route_prefixes6":
+            let place: RoutePlace =
+                name.hasPrefix("route_a") ? .address : name.hasPrefix("route_b") ? .block : .prefix
+            return try routes.placedEntries().filter { $0.key.family == family && $0.value.place == place }
                 .sorted { $0.key < $1.key }.map {
-                    .object(["prefix": .string($0.key.description), "destination": slot($0.value)])
+                    .object(["prefix": .string($0.key.description), "destination": slot($0.value.slot)])
                 }
         case "flows4", "flows6": return try dumpFlows(family, names, slot)
         case "masquerade4", "masquerade6": return try dumpMasquerade(family)

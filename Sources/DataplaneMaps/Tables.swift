@@ -39,59 +39,6 @@ struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
     }
 }
 
-/// Routes: prefix to destination slot. Single addresses live in hashes, the rest in tries.
-public struct RouteTable: Sendable {
-    let addresses: AddressTable<wgp_route>
-    let prefixes4: BPFMap<wgp_prefix4, wgp_route>
-    let prefixes6: BPFMap<wgp_prefix6, wgp_route>
-
-    init(_ layout: PinLayout) throws(BPFError) {
-        addresses = try AddressTable(layout, "route_addresses")
-        prefixes4 = try BPFMap(pinned: layout.map("route_prefixes4"), name: "route_prefixes4")
-        prefixes6 = try BPFMap(pinned: layout.map("route_prefixes6"), name: "route_prefixes6")
-    }
-
-    public func update(_ cidr: CIDR, slot: Int) throws(BPFError) {
-        let route = wgp_route(slot: UInt32(slot))
-        if cidr.isHost {
-            try addresses.update(cidr.address, route)
-        } else if cidr.family == .ipv4 {
-            try prefixes4.update(.init(cidr), route)
-        } else {
-            try prefixes6.update(.init(cidr), route)
-        }
-    }
-
-    public func delete(_ cidr: CIDR) throws(BPFError) {
-        if cidr.isHost {
-            try addresses.delete(cidr.address)
-        } else if cidr.family == .ipv4 {
-            try prefixes4.delete(.init(cidr))
-        } else {
-            try prefixes6.delete(.init(cidr))
-        }
-    }
-
-    /// The slot that the programs would find for an address.
-    public func slot(of address: IPAddress) throws(BPFError) -> Int { try slot(covering: CIDR(host: address)) }
-
-    /// The slot of the longest prefix that covers all of this one.
-    public func slot(covering cidr: CIDR) throws(BPFError) -> Int {
-        if cidr.isHost, let route = try addresses.lookup(cidr.address) { return Int(route.slot) }
-        // A trie matches no entry that is longer than the key.
-        let route = cidr.family == .ipv4 ? try prefixes4.lookup(.init(cidr)) : try prefixes6.lookup(.init(cidr))
-        return route.map { Int($0.slot) } ?? DestinationSlot.outside
-    }
-
-    public func entries() throws(BPFError) -> [CIDR: Int] {
-        var result: [CIDR: Int] = [:]
-        for (address, route) in try addresses.entries() { result[CIDR(host: address)] = Int(route.slot) }
-        for (prefix, route) in try prefixes4.entries() { if let cidr = prefix.model { result[cidr] = Int(route.slot) } }
-        for (prefix, route) in try prefixes6.entries() { if let cidr = prefix.model { result[cidr] = Int(route.slot) } }
-        return result
-    }
-}
-
 /// What an address of this node is, and by which device it is reached.
 public struct LocalAddress: Sendable, Hashable, Codable {
     public var kind: LocalKind

@@ -18,7 +18,7 @@ public struct EBPFSteering: SteeringBackend {
     private let layout: PinLayout
     private var programs: DataplanePrograms
     private var slots = SlotAssignment()
-    private var routes = Reconciler<CIDR, Int>()
+    private var routes = Reconciler<CIDR, PlacedRoute>()
     private var locals = Reconciler<IPAddress, LocalAddress>()
     private var endpoints = Reconciler<IPAddress, EndpointValue>()
     fileprivate var hooks = Reconciler<HookPoint, UInt32>()
@@ -59,7 +59,7 @@ public struct EBPFSteering: SteeringBackend {
         maps.destinations.setAction(DestinationSlot.outside, .clear)
         maps.destinations.setAction(DestinationSlot.pool, .clear)
         maps.destinations.setAction(DestinationSlot.local, .stack)
-        routes.adopt(try maps.routes.entries())
+        routes.adopt(try maps.routes.placedEntries().mapValues { PlacedRoute(slot: $0.slot, place: $0.place) })
         locals.adopt(try maps.locals.entries())
         sources.adopt(Dictionary(uniqueKeysWithValues: try maps.allowedSources.entries().map { ($0, true) }))
         interfaces.adopt(Dictionary(uniqueKeysWithValues: try maps.interfaces.entries().map { ($0, true) }))
@@ -87,7 +87,8 @@ public struct EBPFSteering: SteeringBackend {
 
     public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
         var problems: [Problem] = []
-        let wantedConfig = plan.config.keeping(plan.preserved, of: config)
+        var wantedConfig = plan.config.keeping(plan.preserved, of: config)
+        chooseBlockLengths(plan, &wantedConfig)
         if config != wantedConfig {
             try maps.config.write(wantedConfig)
             config = wantedConfig
@@ -138,7 +139,9 @@ public struct EBPFSteering: SteeringBackend {
     private mutating func releaseSlots(_ plan: SteeringPlan) throws {
         for (key, slot) in slots.assigned where plan.peers[key] == nil && !plan.preserved.contains(key.family) {
             // Not while a route or an endpoint still leads there.
-            if routes.applied.values.contains(slot) || endpoints.applied.values.contains(where: { $0.slot == slot }) {
+            if routes.applied.values.contains(where: { $0.slot == slot })
+                || endpoints.applied.values.contains(where: { $0.slot == slot })
+            {
                 continue
             }
             maps.destinations.setAction(slot, .clear)
@@ -187,6 +190,17 @@ public struct EBPFSteering: SteeringBackend {
 
     // MARK: Routes
 
+    private func chooseBlockLengths(_ plan: SteeringPlan, _ wanted: inout DataplaneConfig) {
+        var slots: [CIDR: Int] = [:]
+        for (cidr, target) in plan.routes {
+            slots[cidr] = target == .pool ? DestinationSlot.pool : DestinationSlot.local
+        }
+        for family in AddressFamily.allCases {
+            let length = RouteLayout.blockLength(slots, family, inForce: config?.blockLength(family) ?? 0)
+            if length != 0 { wanted.blockLengths[family] = length }
+        }
+    }
+
     private mutating func applyRoutes(_ plan: SteeringPlan) {
         var wanted: [CIDR: Int] = [:]
         for (cidr, target) in plan.routes {
@@ -196,17 +210,18 @@ public struct EBPFSteering: SteeringBackend {
             case .peer(let key): wanted[cidr] = slots[key] ?? DestinationSlot.pool
             }
         }
-        for (cidr, slot) in routes.applied where plan.preserved.contains(cidr.family) { wanted[cidr] = slot }
+        for (cidr, route) in routes.applied where plan.preserved.contains(cidr.family) { wanted[cidr] = route.slot }
         let table = maps
+        let placed = RouteLayout.place(wanted, blockLengths: config?.blockLengths ?? [:])
         // A change raises the generation of the slots that covered the prefix before
         // and after it: their flows look up once more, nobody else's.
-        routes.update(to: wanted) { cidr, slot in
+        routes.update(to: placed) { cidr, route in
             let before = try table.routes.slot(covering: cidr)
-            try table.routes.update(cidr, slot: slot)
+            try table.routes.update(cidr, slot: route.slot, place: route.place)
             table.destinations.raiseGeneration(before)
-            if slot != before { table.destinations.raiseGeneration(slot) }
+            if route.slot != before { table.destinations.raiseGeneration(route.slot) }
         }
-        routes.prune(to: wanted) { cidr in
+        routes.prune(to: placed) { cidr in
             let before = try table.routes.slot(covering: cidr)
             try table.routes.delete(cidr)
             let after = try table.routes.slot(covering: cidr)

@@ -50,6 +50,9 @@ struct ReferenceModelTests {
                     CIDR(host: other), slot: Harness.firstPeer + (family == .ipv4 ? 0 : 1))
             }
         }
+        // The blocks below in hashes for half of the arrangements, in tries for the others.
+        let place: RoutePlace = arrangement.isStrict ? .block : .prefix
+        if place == .block { config.blockLengths = [.ipv4: 24, .ipv6: 64] }
         try harness.maps.config.write(config)
         // One peer of each family for each action.
         for (index, action) in [DestinationAction.clear, .drop, .draining, .exempt].enumerated() {
@@ -59,7 +62,7 @@ struct ReferenceModelTests {
                 let slot = Harness.firstPeer + 2 + index * 2 + (family == .ipv4 ? 0 : 1)
                 harness.maps.destinations.setLanes(slot, family: family, interfaces: [1])
                 harness.maps.destinations.setAction(slot, action)
-                try harness.maps.routes.update(#require(CIDR(text)), slot: slot)
+                try harness.maps.routes.update(#require(CIDR(text)), slot: slot, place: place)
                 // A single address inside it that belongs to the first peer.
                 let host = try #require(CIDR(text)).address(at: 77)
                 try harness.maps.routes.update(

@@ -48,6 +48,7 @@
 #define WGP_MAX_LANES 8
 #define WGP_MAX_DESTINATIONS 16384
 #define WGP_MAX_ROUTE_PREFIXES 131072
+#define WGP_MAX_ROUTE_BLOCKS 65536
 #define WGP_MAX_ROUTE_ADDRESSES 262144
 #define WGP_MAX_LOCALS 16384
 #define WGP_MAX_ENDPOINTS 16384
@@ -143,7 +144,11 @@ struct wgp_prefix6 {
 _Static_assert(sizeof(struct wgp_prefix4) == 8, "prefix4");
 _Static_assert(sizeof(struct wgp_prefix6) == 20, "prefix6");
 
-/* Maps "route_addresses4/6": hashes of single addresses, looked up before the tries. */
+/*
+ * Maps "route_blocks4/6": hashes of prefixes of the one length that config names, looked
+ * up before the tries. None of them has a longer prefix in the tries inside it.
+ * Maps "route_addresses4/6": hashes of single addresses, looked up first of all.
+ */
 struct wgp_address4 {
 	__be32 address;
 };
@@ -246,7 +251,9 @@ struct wgp_config {
 	__u16 vxlan_ports[2]; /* UDP ports of overlays, 0 none */
 	__be32 tunnel4; /* the WireGuard device's address, 0 none */
 	__u8 tunnel6[16]; /* all zero: none */
-	__u32 exempt_count;
+	__u16 exempt_count;
+	__u8 block4; /* length of the prefixes in "route_blocks4/6", 0: they are empty */
+	__u8 block6;
 	struct wgp_port_range exempt[WGP_MAX_EXEMPT_PORTS];
 };
 _Static_assert(sizeof(struct wgp_config) == 192, "config");

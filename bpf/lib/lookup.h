@@ -49,24 +49,62 @@ static __always_inline const struct wgp_endpoint *wgp_endpoint(__u8 family,
 	return bpf_map_lookup_elem(&endpoints6, address->bytes);
 }
 
-/* The slot of an address: single addresses first, then the longest prefix. */
+/* The block of an address, of the length that the agent has chosen; NULL: it is in none. */
+static __always_inline const struct wgp_route *wgp_block_of(__u8 family,
+							    const union wgp_address *address)
+{
+	const struct wgp_config *cfg = wgp_config();
+	__u32 bits = !cfg ? 0 : family == 4 ? cfg->block4 : cfg->block6;
+
+	if (!bits)
+		return NULL;
+	if (family == 4) {
+		struct wgp_prefix4 key = {.prefix_length = bits};
+
+		key.address = address->v4 & bpf_htonl(0xffffffffu << ((32 - bits) & 31));
+		return bpf_map_lookup_elem(&route_blocks4, &key);
+	} else {
+		struct wgp_prefix6 key = {.prefix_length = bits};
+		union wgp_address masked = *address;
+
+#pragma unroll
+		for (__u32 i = 0; i < 4; i++) {
+			if (bits <= i * 32)
+				masked.words[i] = 0;
+			else if (bits < i * 32 + 32)
+				masked.words[i] &=
+					bpf_htonl(0xffffffffu << ((i * 32 + 32 - bits) & 31));
+		}
+		__builtin_memcpy(key.address, masked.bytes, 16);
+		return bpf_map_lookup_elem(&route_blocks6, &key);
+	}
+}
+
+/*
+ * The slot of an address: single addresses first, then blocks, which cost a third of
+ * what the tries cost, then the longest prefix.
+ */
 static __always_inline __u32 wgp_slot_of(__u8 family, const union wgp_address *address)
 {
 	const struct wgp_route *route;
 
+	if (family == 4)
+		route = bpf_map_lookup_elem(&route_addresses4, &address->v4);
+	else
+		route = bpf_map_lookup_elem(&route_addresses6, address->bytes);
+	if (!route)
+		route = wgp_block_of(family, address);
+	if (route)
+		return route->slot;
 	if (family == 4) {
 		struct wgp_prefix4 key = {.prefix_length = 32, .address = address->v4};
 
-		route = bpf_map_lookup_elem(&route_addresses4, &address->v4);
-		if (!route)
-			route = bpf_map_lookup_elem(&route_prefixes4, &key);
+		route = bpf_map_lookup_elem(&route_prefixes4, &key);
 	} else {
 		struct wgp_prefix6 key = {.prefix_length = 128};
 
 		__builtin_memcpy(key.address, address->bytes, 16);
-		route = bpf_map_lookup_elem(&route_addresses6, address->bytes);
-		if (!route)
-			route = bpf_map_lookup_elem(&route_prefixes6, &key);
+		route = bpf_map_lookup_elem(&route_prefixes6, &key);
 	}
 	return route ? route->slot : WGP_SLOT_OUTSIDE;
 }

@@ -19,6 +19,9 @@ WGP_MAP(route_prefixes4, TRIE, struct wgp_prefix4, struct wgp_route, WGP_MAX_ROU
 WGP_MAP(route_prefixes6, TRIE, struct wgp_prefix6, struct wgp_route, WGP_MAX_ROUTE_PREFIXES,
 	SPARSE);
 
+WGP_MAP(route_blocks4, HASH, struct wgp_prefix4, struct wgp_route, WGP_MAX_ROUTE_BLOCKS, SPARSE);
+WGP_MAP(route_blocks6, HASH, struct wgp_prefix6, struct wgp_route, WGP_MAX_ROUTE_BLOCKS, SPARSE);
+
 WGP_MAP(locals4, HASH, struct wgp_address4, struct wgp_local, WGP_MAX_LOCALS, SPARSE);
 WGP_MAP(locals6, HASH, struct wgp_address6, struct wgp_local, WGP_MAX_LOCALS, SPARSE);
 WGP_MAP(endpoints4, HASH, struct wgp_address4, struct wgp_endpoint, WGP_MAX_ENDPOINTS, SPARSE);

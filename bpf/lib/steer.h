@@ -141,6 +141,11 @@ WGP_FUNCTION int wgp_judge(struct __sk_buff *skb, __u32 before)
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->config_generation = cfg->generation;
 	flow->hook = context->hook;
+	/* Most of what leaves a node is none of ours: one look, and nothing to remember. */
+	if (!context->is_pod && wgp_slot_of(p->family, &p->destination) == WGP_SLOT_OUTSIDE) {
+		flow->flags = WGP_FLOW_PASS;
+		return flow->flags;
+	}
 	wgp_flow_resolve(flow, p);
 	destination = wgp_destination(flow->slot);
 	word = destination ? wgp_word(destination) : 0;

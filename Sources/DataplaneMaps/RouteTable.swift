@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BPF
+internal import CDataplaneABI
+public import Model
+
+/// Where a route is kept.
+public enum RoutePlace: UInt8, Sendable, Hashable, Codable {
+    /// Single addresses: a hash, looked up first.
+    case address
+    /// Prefixes of the one length that the configuration names: a hash, looked up next. No longer
+    /// prefix in the tries may lie inside one of them.
+    case block
+    /// All others: longest-prefix tries.
+    case prefix
+}
+
+/// Routes: prefix to destination slot.
+///
+/// A look-up costs a third in the hashes of what it costs in the tries (25 ns instead of 79 for
+/// IPv4, 31 instead of 94 for IPv6, 20,000 blocks, kernel 6.18).
+public struct RouteTable: Sendable {
+    let addresses: AddressTable<wgp_route>
+    let blocks4: BPFMap<wgp_prefix4, wgp_route>
+    let blocks6: BPFMap<wgp_prefix6, wgp_route>
+    let prefixes4: BPFMap<wgp_prefix4, wgp_route>
+    let prefixes6: BPFMap<wgp_prefix6, wgp_route>
+    private let config: ConfigTable
+
+    init(_ layout: PinLayout) throws(BPFError) {
+        addresses = try AddressTable(layout, "route_addresses")
+        blocks4 = try BPFMap(pinned: layout.map("route_blocks4"), name: "route_blocks4")
+        blocks6 = try BPFMap(pinned: layout.map("route_blocks6"), name: "route_blocks6")
+        prefixes4 = try BPFMap(pinned: layout.map("route_prefixes4"), name: "route_prefixes4")
+        prefixes6 = try BPFMap(pinned: layout.map("route_prefixes6"), name: "route_prefixes6")
+        config = try ConfigTable(layout)
+    }
+
+    /// Sets a route. A prefix that changes its place is in both for a moment, never in none.
+    public func update(_ cidr: CIDR, slot: Int, place: RoutePlace? = nil) throws(BPFError) {
+        let route = wgp_route(slot: UInt32(slot))
+        switch place ?? (cidr.isHost ? .address : .prefix) {
+        case .address: try addresses.update(cidr.address, route)
+        case .block:
+            if cidr.family == .ipv4 {
+                try blocks4.update(.init(cidr), route)
+                try prefixes4.delete(.init(cidr))
+            } else {
+                try blocks6.update(.init(cidr), route)
+                try prefixes6.delete(.init(cidr))
+            }
+        case .prefix:
+            if cidr.family == .ipv4 {
+                try prefixes4.update(.init(cidr), route)
+                try blocks4.delete(.init(cidr))
+            } else {
+                try prefixes6.update(.init(cidr), route)
+                try blocks6.delete(.init(cidr))
+            }
+        }
+    }
+
+    public func delete(_ cidr: CIDR) throws(BPFError) {
+        if cidr.isHost {
+            try addresses.delete(cidr.address)
+        } else if cidr.family == .ipv4 {
+            try blocks4.delete(.init(cidr))
+            try prefixes4.delete(.init(cidr))
+        } else {
+            try blocks6.delete(.init(cidr))
+            try prefixes6.delete(.init(cidr))
+        }
+    }
+
+    /// The slot that the programs would find for an address.
+    public func slot(of address: IPAddress) throws(BPFError) -> Int { try slot(covering: CIDR(host: address)) }
+
+    /// The slot of the longest prefix that covers all of this one.
+    public func slot(covering cidr: CIDR) throws(BPFError) -> Int {
+        if cidr.isHost, let route = try addresses.lookup(cidr.address) { return Int(route.slot) }
+        let length = try config.read().0.blockLength(cidr.family)
+        if length != 0, length <= cidr.prefixLength, let block = CIDR(masking: cidr.address, prefixLength: length) {
+            let route =
+                cidr.family == .ipv4 ? try blocks4.lookup(.init(block)) : try blocks6.lookup(.init(block))
+            if let route { return Int(route.slot) }
+        }
+        // A trie matches no entry that is longer than the key.
+        let route = cidr.family == .ipv4 ? try prefixes4.lookup(.init(cidr)) : try prefixes6.lookup(.init(cidr))
+        return route.map { Int($0.slot) } ?? DestinationSlot.outside
+    }
+
+    /// All routes, with their places.
+    public func placedEntries() throws(BPFError) -> [CIDR: (slot: Int, place: RoutePlace)] {
+        var result: [CIDR: (slot: Int, place: RoutePlace)] = [:]
+        for (address, route) in try addresses.entries() {
+            result[CIDR(host: address)] = (Int(route.slot), .address)
+        }
+        func add(_ cidr: CIDR?, _ route: wgp_route, _ place: RoutePlace) {
+            if let cidr { result[cidr] = (Int(route.slot), place) }
+        }
+        for (prefix, route) in try prefixes4.entries() { add(prefix.model, route, .prefix) }
+        for (prefix, route) in try prefixes6.entries() { add(prefix.model, route, .prefix) }
+        for (prefix, route) in try blocks4.entries() { add(prefix.model, route, .block) }
+        for (prefix, route) in try blocks6.entries() { add(prefix.model, route, .block) }
+        return result
+    }
+
+    public func entries() throws(BPFError) -> [CIDR: Int] { try placedEntries().mapValues(\.slot) }
+}
