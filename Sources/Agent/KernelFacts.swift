@@ -42,8 +42,12 @@ struct KernelFacts: Sendable {
     /// Devices that lead to other nodes: by name, up, not part of a bond or bridge, not WireGuard.
     func uplinks(pattern: String, excluding names: Set<String>) -> [Link] {
         guard let expression = try? Regex(pattern) else { return [] }
+        // What a VLAN carries is seen at the VLAN's device, which has the address.
+        let addressed = Set(addresses.filter { !$0.address.isLinkLocal }.map(\.index))
+        let parents = Set(links.filter { $0.kind == "vlan" && $0.isUp }.map(\.parent)).subtracting(addressed)
         return links.filter {
-            $0.isUp && !$0.isLoopback && $0.master == 0 && !names.contains($0.name) && $0.kind != "wireguard"
+            !parents.contains($0.index) && $0.isUp && !$0.isLoopback && $0.master == 0 && !names.contains($0.name)
+                && $0.kind != "wireguard"
                 && $0.name.firstMatch(of: expression) != nil
         }
     }

@@ -10,8 +10,14 @@ internal import SystemDescriptors
 
 /// Whether pods' packets may be led around netfilter.
 extension NodeController {
-    /// The steering path in force, and why. Asked once a pass.
+    /// The steering path in force, and why. The same throughout a pass.
     func path(_ plan: NodePlan) -> (path: SteeringPathChoice, reason: String) {
+        let path = pathOfPass ?? inspect(plan)
+        pathOfPass = path
+        return path
+    }
+
+    private func inspect(_ plan: NodePlan) -> (path: SteeringPathChoice, reason: String) {
         let choice = plan.settings.steeringPath
         guard choice == .auto else { return (choice, "wireguardSteeringPath is set") }
         let found: FirewallInspection.Findings
@@ -24,6 +30,9 @@ extension NodeController {
             let shown = found.filters.prefix(3).joined(separator: "; ")
             let more = found.filters.count > 3 ? " and \(found.filters.count - 3) more" : ""
             return (.stack, "a policy may hold for forwarded packets: \(shown)\(more)")
+        }
+        if let device = foreignPrograms() {
+            return (.stack, "another program looks at what pods send, at device \(device)")
         }
         if found.hasNAT {
             // Without it nobody can tell which packets a service's rewriting waits for.
@@ -38,6 +47,28 @@ extension NodeController {
     /// Devices whose packets a rule must be about to matter.
     private var podDeviceNames: Set<String> {
         Set((steering?.attachedPoints ?? []).map(\.device)).union(families.values.map(\.settings.interfaceName))
+    }
+
+    /// A pod's device where somebody else's program would be led around: a filter of clsact, which
+    /// comes after ours of tcx, or one of tcx. Looked at once a second at most.
+    private func foreignPrograms() -> String? {
+        if let last = lastForeignLook, ContinuousClock.now - last.at < .seconds(1) {
+            owesForeignLook = true
+            return last.device
+        }
+        owesForeignLook = false
+        var found: String?
+        let own = steering?.mechanism == .tcx ? 1 : 0
+        for point in steering?.attachedPoints ?? [] where point.hook == .fromPod {
+            let filters = (try? session().foreignFilters(interface: point.interface, own: Attachment.priorities)) ?? 0
+            let programs = Attachment.tcxPrograms(interface: point.interface, direction: .ingress)
+            if filters > 0 || programs > own {
+                found = point.device
+                break
+            }
+        }
+        lastForeignLook = (.now, found)
+        return found
     }
 
     /// Whether legacy iptables' tables, which tell nobody of changes, are others than a moment ago.

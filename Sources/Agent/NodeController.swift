@@ -34,6 +34,12 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    /// What was known was taken for it: another pass must look.
+    var owesForeignLook = false
+    /// The steering path, once it has been asked for in this pass.
+    var pathOfPass: (path: SteeringPathChoice, reason: String)?
+    /// A pod's device with somebody else's program, as it was when last looked at.
+    var lastForeignLook: (at: ContinuousClock.Instant, device: String?)?
     /// Of legacy iptables, as it was a moment ago.
     var lastLegacyFirewall = FirewallInspection.Findings()
     /// As it was last written.
@@ -93,6 +99,7 @@ public actor NodeController {
 
     /// One pass. Returns how long to wait, at most, until the next.
     func reconcile() async -> Duration {
+        pathOfPass = nil
         guard let snapshot else {
             report(problems: [], plan: nil)
             return Self.auditPeriod
@@ -138,6 +145,7 @@ public actor NodeController {
             if let look = state.peers.nextLook(plan[family].peers, now: .now) { next = min(next, look) }
             if let until = state.drainingUntil { next = min(next, max(.milliseconds(20), until - .now)) }
         }
+        if owesForeignLook { next = min(next, .seconds(1)) }
         if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
         if let retry = steering?.nextRetry { next = min(next, max(.milliseconds(10), retry - .now)) }
         return next

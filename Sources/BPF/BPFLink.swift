@@ -108,6 +108,23 @@ public struct Attachment: Sendable, Hashable {
         }
     }
 
+    /// Priorities of our clsact filters.
+    public static let priorities: Set<UInt32> = [0x7767, 0x7768]
+
+    /// How many programs are attached by tcx at a device; 0 where the kernel has none (6.6).
+    public static func tcxPrograms(interface: UInt32, direction: AttachmentDirection) -> Int {
+        var options = unsafe bpf_prog_query_opts()
+        unsafe options.sz = MemoryLayout<bpf_prog_query_opts>.size
+        var identifiers = [UInt32](repeating: 0, count: 64)
+        return unsafe identifiers.withUnsafeMutableBufferPointer { buffer in
+            unsafe options.prog_ids = buffer.baseAddress
+            unsafe options.prog_cnt = UInt32(buffer.count)
+            let result = unsafe bpf_prog_query_opts(
+                Int32(interface), bpf_attach_type(TCXAttachType.value(direction).rawValue), &options)
+            return unsafe result == 0 ? Int(options.prog_cnt) : 0
+        }
+    }
+
     // MARK: tcx
 
     private func attachLink(_ program: BPFProgram, pin: String) throws(BPFError) {

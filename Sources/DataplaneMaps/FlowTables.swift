@@ -68,6 +68,9 @@ public struct FlowTable: Sendable {
         ipv6 = try BPFMap(pinned: layout.map("flows6"), name: "flows6")
     }
 
+    /// Entries that each family's table has room for.
+    public var capacity: Int { ipv4.information.maximumEntries }
+
     public func entries() throws(BPFError) -> [FlowKey: FlowEntry] {
         var result: [FlowKey: FlowEntry] = [:]
         for (key, value) in try ipv4.entries() {

@@ -164,12 +164,30 @@ public struct FlowSweeper: Sendable {
         return 432_000
     }
 
+    /// Share of a full table from which on flows that have not become any go first.
+    static let pressure = 0.8
+
+    /// A flow of one packet, or a TCP connection that nobody has answered: in a flood, most are.
+    static func isEmbryonic(transport: UInt8, entry: FlowEntry) -> Bool {
+        transport == 6 ? entry.tcpFlags & 0x10 == 0 : entry.packets < 2
+    }
+
     /// One pass at a time of CLOCK_MONOTONIC; returns how many flows and mappings went.
+    ///
+    /// An entry is taken out in one step with its last counters: a packet that comes meanwhile
+    /// is counted in it, or makes another.
     public func sweep(now: UInt64) throws -> (flows: Int, mappings: Int) {
         var flows = 0
-        for (key, entry) in try maps.flows.entries() {
-            let limit = Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags) * 1_000_000_000
-            if now > entry.last, now - entry.last > limit, try maps.flows.take(key) != nil { flows += 1 }
+        let entries = try maps.flows.entries()
+        for family in AddressFamily.allCases {
+            let own = entries.filter { $0.key.source.family == family }
+            let isCrowded = Double(own.count) > Self.pressure * Double(maps.flows.capacity)
+            for (key, entry) in own {
+                var seconds = Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags)
+                if isCrowded, Self.isEmbryonic(transport: key.transport, entry: entry) { seconds = min(seconds, 2) }
+                let limit = seconds * 1_000_000_000
+                if now > entry.last, now - entry.last > limit, try maps.flows.take(key) != nil { flows += 1 }
+            }
         }
         return (flows, try sweepMasquerade(now: now))
     }

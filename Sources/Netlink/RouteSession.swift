@@ -15,6 +15,8 @@ public struct Link: Sendable, Hashable {
     public var isUp: Bool
     /// Device that this one is part of (a bridge, a bond), 0: none.
     public var master: UInt32
+    /// Device below this one (of a VLAN, or the other end of a veth pair), 0: none.
+    public var parent: UInt32 = 0
     /// `ARPHRD_…`: 1 Ethernet, 0xfffe none (WireGuard, TUN).
     public var hardwareType: UInt16
     public var hardwareAddress: [UInt8]
@@ -102,6 +104,7 @@ public final class RouteSession {
             switch attribute.type {
             case Int(IFLA_IFNAME): link.name = attribute.text
             case Int(IFLA_MTU): link.mtu = attribute.integer() ?? 0
+            case Int(IFLA_LINK): link.parent = attribute.integer() ?? 0
             case Int(IFLA_MASTER): link.master = attribute.integer() ?? 0
             case Int(IFLA_ADDRESS): link.hardwareAddress = Array(attribute.payload)
             case Int(IFLA_LINKINFO):
