@@ -27,7 +27,46 @@ public struct Doctor: Sendable {
         public var remedy: String
     }
 
+    /// What the verifier says of one program.
+    public struct ProgramStatistics: Sendable, Codable {
+        public var program: String
+        /// The device's packets begin with an Ethernet header.
+        public var ethernet: Bool
+        /// After the verifier's rewriting.
+        public var instructions: UInt32
+        /// That the verifier walked; 0 before kernel 5.16.
+        public var verified: UInt32
+        /// Bytes of machine code; 0 where the kernel interprets.
+        public var machineBytes: UInt32
+        /// Opening, making missing maps, verifying.
+        public var loadMilliseconds: Double
+    }
+
     public init() {}
+
+    /// Loads every program of every kind of device, in a pin folder that goes again.
+    public func programStatistics() throws -> [ProgramStatistics] {
+        let layout = PinLayout(root: PinLayout.defaultRoot + "-doctor-\(processIdentifier())")
+        defer { try? layout.remove() }
+        try layout.create()
+        var programs = DataplanePrograms(empty: layout)
+        // Maps are made with the first ones, and not counted.
+        for hook in Hook.allCases { _ = try programs.program(hook, isEthernet: true) }
+        return try Hook.allCases.flatMap { hook in
+            let kinds = [.fromPod].contains(hook) ? [true] : [.toWireGuard, .fromWireGuard].contains(hook) ? [false] : [true, false]
+            return try kinds.map { isEthernet in
+                var again = DataplanePrograms(empty: layout)
+                let started = monotonicNanoseconds()
+                let program = try again.program(hook, isEthernet: isEthernet)
+                let time = Double(monotonicNanoseconds() - started) / 1e6
+                let told = try program.information()
+                return ProgramStatistics(
+                    program: hook.name, ethernet: isEthernet, instructions: told.translatedSize / 8,
+                    verified: told.verifiedInstructions, machineBytes: told.machineSize,
+                    loadMilliseconds: (time * 10).rounded() / 10)
+            }
+        }
+    }
 
     /// Blocks; makes and removes a device and a pin folder of its own.
     public func examine() -> [Finding] {

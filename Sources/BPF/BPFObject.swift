@@ -11,8 +11,10 @@ public struct BPFProgramInformation: Sendable, Hashable {
     public var identifier: UInt32
     /// Instructions that the verifier walked; 0 before kernel 5.16.
     public var verifiedInstructions: UInt32
-    /// Bytes after the verifier's rewriting.
+    /// Bytes after the verifier's rewriting, 8 an instruction.
     public var translatedSize: UInt32
+    /// Bytes of machine code; 0 where the kernel interprets.
+    public var machineSize: UInt32
 }
 
 /// A loaded program.
@@ -30,7 +32,8 @@ public struct BPFProgram: Sendable {
         var length = UInt32(MemoryLayout<bpf_prog_info>.size)
         try check(unsafe bpf_obj_get_info_by_fd(descriptor.rawValue, &info, &length), "describe program", name)
         return BPFProgramInformation(
-            identifier: info.id, verifiedInstructions: info.verified_insns, translatedSize: info.xlated_prog_len)
+            identifier: info.id, verifiedInstructions: info.verified_insns, translatedSize: info.xlated_prog_len,
+            machineSize: info.jited_prog_len)
     }
 
     /// What a test run returned.

@@ -70,8 +70,21 @@ struct DoctorCommand: AsyncParsableCommand {
         discussion: "Exit status 1 when the agent could not work here.")
 
     @OptionGroup var output: OutputOptions
+    @Flag(help: "Load each program and tell what the verifier says of it, instead.") var programs = false
 
     func run() async throws {
+        if programs {
+            let rows = try Doctor().programStatistics()
+            if try Output.structured(rows, output.format) { return }
+            return Output.table(
+                ["PROGRAM", "DEVICE", "INSTRUCTIONS", "VERIFIED", "MACHINE CODE", "LOADED IN"],
+                rows.map {
+                    [
+                        $0.program, $0.ethernet ? "Ethernet" : "IP", "\($0.instructions)", "\($0.verified)",
+                        "\($0.machineBytes) B", "\($0.loadMilliseconds) ms",
+                    ]
+                })
+        }
         let findings = Doctor().examine()
         if try !Output.structured(findings, output.format) {
             Output.table(["CHECK", "VERDICT", "FOUND"], findings.map { [$0.check, $0.verdict.rawValue, $0.found] })
