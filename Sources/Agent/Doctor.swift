@@ -53,7 +53,9 @@ public struct Doctor: Sendable {
         // Maps are made with the first ones, and not counted.
         for hook in Hook.allCases { _ = try programs.program(hook, isEthernet: true) }
         return try Hook.allCases.flatMap { hook in
-            let kinds = [.fromPod].contains(hook) ? [true] : [.toWireGuard, .fromWireGuard].contains(hook) ? [false] : [true, false]
+            let kinds =
+                [.fromPod].contains(hook)
+                ? [true] : [.toWireGuard, .fromWireGuard].contains(hook) ? [false] : [true, false]
             return try kinds.map { isEthernet in
                 var again = DataplanePrograms(empty: layout)
                 let started = monotonicNanoseconds()

@@ -24,6 +24,8 @@ public struct PacketFacts: Sendable, Hashable {
     public var icmpType: UInt8 = 0
     public var icmpCode: UInt8 = 0
     public var isEcho = false
+    /// Of a fragment, in network byte order.
+    public var identification: UInt32 = 0
     /// TTL.
     public var hopLimit: UInt8 = 0
     /// IPv4 without DF.
@@ -31,6 +33,14 @@ public struct PacketFacts: Sendable, Hashable {
     /// From the IP header on, in bytes: where the transport header begins, and where it ends.
     public var transportOffset = 0
     public var payloadOffset = 0
+
+    /// An ICMP message that quotes another packet.
+    public var isError: Bool {
+        guard isICMP, fragment == .whole else { return false }
+        return source.family == .ipv6 ? (1...4).contains(icmpType) : [3, 4, 5, 11, 12].contains(icmpType)
+    }
+    /// Told apart by ports, or by the identifier of an echo.
+    public var hasPort: Bool { fragment != .later && (transport == 6 || transport == 17 || isEcho) }
 
     public var isICMP: Bool { transport == (source.family == .ipv4 ? 1 : 58) }
     public var isEchoRequest: Bool { isICMP && isEcho && icmpType == (source.family == .ipv4 ? 8 : 128) }
@@ -81,6 +91,7 @@ public enum ParsedPacket: Sendable, Hashable {
         var facts = PacketFacts(source: source, destination: destination, transport: header[9])
         let field = UInt16(header[6]) << 8 | UInt16(header[7])
         facts.fragment = field & 0x1fff != 0 ? .later : field & 0x2000 != 0 ? .first : .whole
+        facts.identification = UInt32(header[4]) << 8 | UInt32(header[5])
         facts.hopLimit = header[8]
         facts.maySplit = field & 0x4000 == 0
         facts.transportOffset = Int(header[0] & 15) * 4
@@ -106,6 +117,7 @@ public enum ParsedPacket: Sendable, Hashable {
             if facts.transport == 44 {
                 let field = UInt16(extensionHeader[2]) << 8 | UInt16(extensionHeader[3])
                 if field & 0xfff8 != 0 { facts.fragment = .later } else if field & 1 != 0 { facts.fragment = .first }
+                facts.identification = extensionHeader[4..<8].reduce(0) { $0 << 8 | UInt32($1) }
                 rest = rest.dropFirst(8)
                 facts.transportOffset += 8
             } else {

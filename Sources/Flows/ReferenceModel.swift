@@ -57,9 +57,12 @@ public struct ReferenceModel: Sendable {
     public var checkedInterfaces: Set<UInt32> = []
     public var allowedSources: Set<AllowedSource> = []
     var flows: [FlowKey: Flow] = [:]
+    var translations: [Half: Translation] = [:]
+    var fragments: [FragmentName: IPAddress] = [:]
 
     struct Flow: Sendable {
         var slot: Int
+        var takesStack = false
         var tcpFlags: UInt8 = 0
         var isHost = false
         var isPassed = false
@@ -114,7 +117,7 @@ public struct ReferenceModel: Sendable {
 
     // MARK: Hooks
 
-    private func unparsed(_ packet: ParsedPacket, _ input: Input, mark: UInt32) -> Outcome {
+    func unparsed(_ packet: ParsedPacket, _ input: Input, mark: UInt32) -> Outcome {
         if packet == .malformed, config.isStrict { return Outcome(verdict: .drop, mark: mark) }
         return Outcome(verdict: .pass, mark: mark, packet: input.bytes)
     }
@@ -259,7 +262,7 @@ public struct ReferenceModel: Sendable {
             verdict: .redirect, mark: PacketMark.counted | (flow.isHost ? PacketMark.host : 0), packet: packet)
     }
 
-    private mutating func account(_ key: FlowKey, _ facts: PacketFacts) {
+    mutating func account(_ key: FlowKey, _ facts: PacketFacts) {
         if facts.startsConnection {
             flows[key]?.tcpFlags = facts.tcpFlags
         } else {
@@ -299,7 +302,7 @@ public struct ReferenceModel: Sendable {
             let device = config[facts.source.family]
         {
             let back = reversed(facts, interface: device.interface)
-            if flows[back] == nil { flows[back] = Flow(slot: DestinationSlot.local) }
+            flows[back, default: Flow(slot: DestinationSlot.local)].takesStack = true
         }
         return flow
     }
@@ -348,7 +351,10 @@ public struct ReferenceModel: Sendable {
     private func continues(_ facts: PacketFacts, reply: UInt32) -> Bool {
         if facts.isICMP { return facts.isEcho && !facts.isEchoRequest }
         if facts.transport == 6 {
-            if facts.startsConnection { return false }
+            let out = Half(
+                source: facts.source, destination: facts.destination, sourcePort: facts.sourcePort,
+                destinationPort: facts.destinationPort, transport: 6, isOutgoing: true)
+            if facts.startsConnection || translations[out] != nil { return false }
             if !config.isStrict { return true }
         }
         guard reply != 0, let begun = flows[reversed(facts, interface: reply)] else { return false }

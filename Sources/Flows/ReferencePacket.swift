@@ -18,9 +18,9 @@ struct ReferencePacket {
         linkLength = hasEthernet ? 14 : 0
     }
 
-    private func word(_ offset: Int) -> UInt16 { UInt16(bytes[offset]) << 8 | UInt16(bytes[offset + 1]) }
+    func word(_ offset: Int) -> UInt16 { UInt16(bytes[offset]) << 8 | UInt16(bytes[offset + 1]) }
 
-    private mutating func set(_ offset: Int, _ value: UInt16) {
+    mutating func set(_ offset: Int, _ value: UInt16) {
         bytes[offset] = UInt8(value >> 8)
         bytes[offset + 1] = UInt8(value & 255)
     }

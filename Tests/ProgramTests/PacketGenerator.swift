@@ -6,6 +6,9 @@ import Model
 /// Random packets between addresses that matter, sometimes cut, sometimes with bytes changed.
 struct PacketGenerator {
     var random: SeededGenerator
+    /// Packets as they come to WireGuard's device: between the node and remote pods, few ports,
+    /// errors that quote such packets.
+    var isTranslated = false
 
     private mutating func chance(_ one: Int) -> Bool { Int.random(in: 0..<one, using: &random) == 0 }
 
@@ -14,6 +17,14 @@ struct PacketGenerator {
     }
 
     private mutating func addresses(isIPv4: Bool) -> (source: String, destination: String) {
+        if isTranslated {
+            let own =
+                isIPv4
+                ? ["10.0.0.1", "10.0.0.77", "10.48.1.3", "10.48.1.1", "10.48.1.5"]
+                : ["fd00::1", "fd00::77", "fd48:0:0:1::3", "fd48:0:0:1::1", "fd48:0:0:1::5"]
+            let other = isIPv4 ? ["10.48.2.1", "10.48.2.2"] : ["fd48:0:0:2::1", "fd48:0:0:2::2"]
+            return chance(2) ? (pick(own), pick(other)) : (pick(other), pick(own))
+        }
         let last = pick([1, 3, 77, 5])
         let remote = pick([1, 2, 2, 10, 11, 12, 13, 99])
         let candidates =
@@ -26,7 +37,8 @@ struct PacketGenerator {
     }
 
     private mutating func port() -> UInt16 {
-        pick([51820, 51821, 80, 53, 67, 1000, 6443, 4789, UInt16.random(in: 0...65535, using: &random)])
+        if isTranslated { return pick([53, 80, 33000, 33001]) }
+        return pick([51820, 51821, 80, 53, 67, 1000, 6443, 4789, UInt16.random(in: 0...65535, using: &random)])
     }
 
     /// TCP options, a multiple of four bytes, often with a segment size at any offset.
@@ -52,7 +64,17 @@ struct PacketGenerator {
             return builder.tcp(
                 port(), port(), flags: pick([2, 2, 16, 18, 17, 4]), options: options(), payload: payload)
         case 4: return builder.echo(port(), reply: chance(2), payload: payload)
-        case 5: return builder.icmp(type: UInt8.random(in: 0...140, using: &random), code: 1, payload: payload)
+        case 5:
+            guard isTranslated, !chance(6) else {
+                return builder.icmp(type: UInt8.random(in: 0...140, using: &random), code: 1, payload: payload)
+            }
+            // An error about a packet of the other direction, cut anywhere.
+            var quoted = self.builder(isIPv4: isIPv4, payload: payload).layer3()
+            (quoted.source, quoted.destination) = (builder.destination, builder.source)
+            let whole = quoted.bytes
+            let length = min(whole.count, Int.random(in: 20...80, using: &random) & ~1)
+            return builder.icmp(
+                type: isIPv4 ? pick([3, 11, 5, 12]) : pick([1, 2, 3, 4]), code: 0, payload: Array(whole.prefix(length)))
         default:
             var other = builder.udp(port(), port(), payload: payload)
             other.transport = UInt8.random(in: 0...255, using: &random)

@@ -135,6 +135,63 @@ struct ReferenceModelTests {
         #expect(clamped > 0, "\(clamped) SYNs were clamped")
     }
 
+    @Test("masquerade, errors, fragments and delivery go as in the model", arguments: [true, false])
+    func translation(direct: Bool) throws {
+        let environment = ProcessInfo.processInfo.environment["WGPLANE_SEED"].flatMap { UInt64($0) }
+        let seed = environment ?? UInt64.random(in: 0...UInt64.max)
+        print("seed \(seed) (translation); WGPLANE_SEED repeats it")
+        var generator = PacketGenerator(random: SeededGenerator(seed: seed), isTranslated: true)
+        let harness = try Harness()
+        var config = try harness.maps.config.read().0
+        config.isDirect = direct
+        for family in AddressFamily.allCases { config[family]?.maximumSegment = 1200 }
+        try harness.maps.config.write(config)
+        // Two addresses of the host, whose ports collide; a pod whose device is small.
+        for text in ["10.0.0.77", "fd00::77"] {
+            try harness.maps.locals.update(#require(IPAddress(text)), LocalAddress(kind: .host))
+        }
+        for text in ["10.48.1.5", "fd48:0:0:1::5"] {
+            try harness.maps.locals.update(#require(IPAddress(text)), LocalAddress(kind: .pod, interface: 1, mtu: 100))
+        }
+        var model = try Self.model(of: harness)
+        var changed = 0
+        for number in 0..<30_000 {
+            let bytes = generator.next(hasEthernet: false)
+            var input = ReferenceModel.Input(bytes: bytes, hasEthernet: false, interface: 1)
+            let isOut = Bool.random(using: &generator.random)
+            let marks: [UInt32] = [
+                0, PacketMark.counted, PacketMark.counted | PacketMark.host, PacketMark.counted | PacketMark.host,
+                PacketMark.counted | PacketMark.host | 0x1234_0000,
+            ]
+            input.mark = isOut ? marks.randomElement(using: &generator.random) ?? 0 : 0
+            let hook: Hook = isOut ? .toWireGuard : .fromWireGuard
+            let result = try harness.programs.program(hook, isEthernet: false).testRun(
+                bytes, mark: input.mark, interface: 1)
+            let verdict: ReferenceModel.Verdict =
+                result.verdict == Harness.tunnelled ? .redirect : result.verdict == Harness.dropped ? .drop : .pass
+            var chosen: UInt16?
+            if case .facts(let facts) = ParsedPacket(bytes, hasEthernet: false),
+                case .facts(let after) = ParsedPacket(result.packet, hasEthernet: false),
+                after.sourcePort != facts.sourcePort
+            {
+                chosen = after.sourcePort
+            }
+            let expected = isOut ? model.toWireGuard(input, chosen: chosen) : model.fromWireGuard(input)
+            if verdict == .pass, result.packet != bytes { changed += 1 }
+            guard verdict == expected.verdict, verdict == .drop || result.mark == expected.mark,
+                expected.packet == nil || expected.packet == result.packet
+            else {
+                Issue.record(
+                    "packet \(number) at \(hook.name): \(verdict), mark \(result.mark), \(result.packet); model \(expected); \(input), \(ParsedPacket(bytes, hasEthernet: false))"
+                )
+                return
+            }
+        }
+        #expect(changed > 3000, "\(changed) packets were rewritten")
+        #expect(try harness.count(.fromWireGuard, .unmasqueraded) > 100)
+        #expect(model.hasCollided, "ports collided")
+    }
+
     static func model(of harness: Harness) throws -> ReferenceModel {
         let maps = harness.maps
         var actions: [Int: DestinationAction] = [:]
