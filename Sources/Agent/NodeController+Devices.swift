@@ -93,4 +93,28 @@ extension NodeController {
         let removals = state.peers.removals(now: now)
         if !removals.isEmpty { try backend.apply(DeviceChange(peers: removals), to: device.name) }
     }
+
+    // MARK: Backend
+
+    /// Without any WireGuard nothing can be encrypted: in strict mode that is dropped, so the rest
+    /// of the pass is made all the same.
+    func backendOrProblem(_ plan: NodePlan, _ problems: inout [Problem]) throws -> (any WireGuardBackend)? {
+        guard !families.isEmpty else { return nil }
+        do {
+            return try chosenBackend(plan.settings.backend, families.values.map(\.settings.interfaceName))
+        } catch {
+            guard isStrict(plan) else { throw error }
+            unsettled.formUnion(families.keys)
+            problems.append(Self.problem(of: error))
+            return nil
+        }
+    }
+
+    func chosenBackend(_ choice: WireGuardBackendChoice, _ devices: [String]) throws -> any WireGuardBackend {
+        if let backend { return backend }
+        let new = try BackendSelection.backend(choice, devices: devices)
+        backend = new
+        logger.info("WireGuard backend", metadata: ["backend": "\(new.kind.rawValue)"])
+        return new
+    }
 }

@@ -25,7 +25,8 @@ extension NodeController {
         lastProblems = distinct
         let path = families.isEmpty ? nil : plan.map(path)
         var report = StatusReport(
-            node: options.node, process: processIdentifier(), mode: families.isEmpty ? "disabled" : "ebpf",
+            node: options.node, process: processIdentifier(),
+            mode: plan.map(isActive) ?? !families.isEmpty ? "ebpf" : "disabled",
             datastore: datastore.location, datastoreState: datastoreState,
             routeSource: plan?.routeSource.rawValue ?? "", backend: backend?.kind.rawValue ?? "",
             attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",

@@ -62,8 +62,13 @@ extension NodeController {
     // MARK: Strict mode
 
     func isStrict(_ plan: NodePlan) -> Bool {
-        plan.settings.strictMode == .enabled && families.values.contains { $0.drainingUntil == nil }
+        plan.settings.strictMode == .enabled
+            && (families.values.contains { $0.drainingUntil == nil } || !guardedOnly(plan).isEmpty)
     }
+
+    /// Whether the data plane is to be there: a family is on or on its way out, or is promised and
+    /// cannot be.
+    func isActive(_ plan: NodePlan) -> Bool { !families.isEmpty || isStrict(plan) }
 
     private func configure(_ config: inout DataplaneConfig, _ plan: NodePlan) {
         config.isStrict = isStrict(plan)
@@ -91,10 +96,15 @@ extension NodeController {
         }
     }
 
-    /// Families that are switched on and have no device, for want of an underlay address: their
-    /// pods' packets are promised all the same, so they are dropped in strict mode, else counted.
+    /// Families that are switched on and have no device, for want of an underlay address or because
+    /// it cannot be made: their pods' packets are promised all the same, so they are dropped in
+    /// strict mode, else counted.
     private func guardedOnly(_ plan: NodePlan) -> [AddressFamily] {
-        AddressFamily.allCases.filter { families[$0] == nil && plan.settings.isEnabled($0) == true }
+        AddressFamily.allCases.filter {
+            guard plan.settings.isEnabled($0) == true else { return false }
+            guard let state = families[$0] else { return true }
+            return state.device == nil && state.drainingUntil == nil && !state.wasPinned
+        }
     }
 
     private func addGuarded(_ family: AddressFamily, _ plan: NodePlan, to result: inout SteeringPlan) {

@@ -64,6 +64,8 @@ public actor NodeController {
         var mtu: UInt32 = 0
         var peers = PeerTable()
         var hasAdopted = false
+        /// An earlier agent had it: what is pinned holds until the device is seen.
+        var wasPinned = false
     }
 
     /// How long a device outlives the word that switches it off, at least; and how long its
@@ -191,13 +193,13 @@ public actor NodeController {
         unsettled = []
         try adoptPinned(plan)
         updatePhases(plan, now, &problems)
-        guard !families.isEmpty else {
+        guard isActive(plan) else {
             try await tearDown(plan)
             return
         }
         hasCleaned = false
         let route = try session()
-        let backend = try chosenBackend(plan.settings.backend, families.values.map(\.settings.interfaceName))
+        let backend = try backendOrProblem(plan, &problems)
         var steering = try self.steering ?? EBPFSteering(layout: options.layout, attachment: plan.settings.attachment)
         defer { self.steering = steering }
         if now - lastAudit >= Self.auditPeriod {
@@ -224,6 +226,7 @@ public actor NodeController {
                     remedy: "set it to a regular expression that matches the node's uplinks"))
         }
         for family in families.keys.sorted() {
+            guard let backend else { break }
             do {
                 try ensureDevice(family, plan, backend, route, uplinks, facts, steering)
                 observePeers(family, plan, now)
@@ -234,6 +237,7 @@ public actor NodeController {
         }
         try steering.admit(try steeringPlan(plan, facts, uplinks))
         for family in families.keys.sorted() where !unsettled.contains(family) {
+            guard let backend else { break }
             do {
                 try changePeers(family, plan, backend)
                 observePeers(family, plan, now)
@@ -247,6 +251,7 @@ public actor NodeController {
         keepGuardState(wanted.guardPlan, plan, &problems)
         problems += try steering.apply(wanted)
         for family in families.keys.sorted() where !unsettled.contains(family) {
+            guard let backend else { break }
             try retirePeers(family, backend, now)
         }
         await publish(plan, &problems)
@@ -256,14 +261,6 @@ public actor NodeController {
         var problem = problem(of: error)
         problem.resource = "Device/\(device)"
         return problem
-    }
-
-    func chosenBackend(_ choice: WireGuardBackendChoice, _ devices: [String]) throws -> any WireGuardBackend {
-        if let backend { return backend }
-        let new = try BackendSelection.backend(choice, devices: devices)
-        backend = new
-        logger.info("WireGuard backend", metadata: ["backend": "\(new.kind.rawValue)"])
-        return new
     }
 
     /// What an earlier agent had switched on is on, under the names that its devices have,
@@ -280,6 +277,7 @@ public actor NodeController {
                     settings.interfaceName = link.name
                 }
                 families[family] = FamilyState(settings: settings)
+                families[family]?.wasPinned = true
             }
         }
         hasAdoptedPinned = true

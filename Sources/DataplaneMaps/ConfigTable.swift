@@ -72,7 +72,10 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
     /// This, with some families' devices as another has them.
     public func keeping(_ families: Set<AddressFamily>, of other: DataplaneConfig?) -> DataplaneConfig {
         var result = self
-        for family in families { result[family] = other?[family] }
+        // A family that is guarded for want of a device, and never had one, is so anew.
+        for family in families where other?[family] != nil || result[family]?.interface != 0 {
+            result[family] = other?[family]
+        }
         return result
     }
 }

@@ -200,6 +200,46 @@ struct StrictTests {
         }
     }
 
+    @Test("a node that cannot make its WireGuard devices drops what it cannot encrypt, and mends")
+    func noDevice() async throws {
+        try await Cluster.run(enabled: false) { lab in
+            // Somebody else's devices have the names.
+            for name in ["wireguard.cali", "wg-v6.cali"] {
+                _ = try await Cluster.execute(
+                    lab, "node1", ["ip", "link", "add", name, "type", "veth", "peer", "name", "x-\(name.prefix(8))"])
+            }
+            let capture = try UnderlayCapture(
+                underlay: lab.place("underlay"), pools: lab.spec.families.map(LabAddresses.pool))
+            try await Cluster.configure(lab, ["wireguardStrictMode": "Enabled"])
+            try await Cluster.switchWireGuard(lab, on: true)
+            try await lab.wait("node1 says so") {
+                lab.status("node1")?.problems.contains { $0.resource == "Device/wireguard.cali" } == true
+                    && lab.status("node1")?.attachments.contains { $0.hook == "guard_out" } == true
+            }
+            let before = capture.count().clearPackets
+            let prober = Prober(try lab.place("node1-pod1"))
+            for address in try await Cluster.pod(lab, "node2-pod1").addresses {
+                let answered = try await Task.detachedThread {
+                    prober.ask(.icmp, address.bytes, identifier: 2, timeoutMilliseconds: 200)
+                }
+                #expect(!answered)
+            }
+            #expect(capture.stop().clearPackets == before)
+            #expect(try lab.maps("node1").counters.read(.fromPod, .dropClear).packets == 2, "the first lock holds")
+            for name in ["wireguard.cali", "wg-v6.cali"] {
+                _ = try await Cluster.execute(lab, "node1", ["ip", "link", "delete", name])
+            }
+            try await lab.waitUntilSettled(enabled: true)
+            for address in try await Cluster.pod(lab, "node2-pod1").addresses {
+                try await lab.wait("it is encrypted", within: .seconds(5)) {
+                    try await Task.detachedThread {
+                        prober.ask(.icmp, address.bytes, identifier: 3, timeoutMilliseconds: 200)
+                    }
+                }
+            }
+        }
+    }
+
     @Test("hosts' own traffic is encrypted too, but for named ports; strict or not", arguments: [false, true])
     func hostEncryption(isStrict: Bool) async throws {
         try await Cluster.run(nodes: 2, enabled: false) { lab in
