@@ -30,7 +30,9 @@ static __always_inline int was_promised(const struct wgp_packet *p, const struct
 {
 	if (source == WGP_SLOT_OUTSIDE || wgp_is_exempt_slot(source))
 		return 0;
-	if (local && local->kind == WGP_LOCAL_HOST && !(cfg->flags & WGP_CONFIG_HOSTS))
+	/* To the node's own address, which the device may have too: only where hosts are encrypted. */
+	if (local && local->kind != WGP_LOCAL_POD && !(cfg->flags & WGP_CONFIG_HOSTS) &&
+	    wgp_slot_of(p->family, &p->destination) == WGP_SLOT_OUTSIDE)
 		return 0;
 	if (!local && wgp_slot_of(p->family, &p->destination) == WGP_SLOT_OUTSIDE)
 		return 0;
@@ -57,6 +59,8 @@ int from_uplink(struct __sk_buff *skb)
 		skb->mark &= ~WGP_MARK_COUNTED;
 		return WGP_PASS;
 	}
+	if (cfg && (cfg->flags & WGP_CONFIG_STRICT) && wgp_is_wrapped(skb))
+		return wgp_drop(skb, p, WGP_HOOK_FROM_UPLINK, WGP_REASON_DROP_UNPARSABLE);
 	if (parsed)
 		return wgp_unparsed(skb, w, cfg, WGP_HOOK_FROM_UPLINK, parsed);
 	if (!cfg || !wgp_enabled(cfg, p))

@@ -11,7 +11,7 @@ static __always_inline int fits(const struct __sk_buff *skb, const struct wgp_pa
 
 	if (skb->gso_size)
 		size = p->payload_offset - p->network_offset + skb->gso_size;
-	return !mtu || size <= mtu;
+	return !mtu || size <= mtu || skb->gso_size == WGP_GSO_BY_FRAGS;
 }
 
 /* Puts an Ethernet header on and hands the packet to the pod's device, a hop older. */
@@ -32,13 +32,20 @@ static __always_inline __u32 account(struct __sk_buff *skb, const struct wgp_pac
 {
 	struct wgp_flow *flow = wgp_flow_find(p, skb->ifindex, 0);
 	__u32 flags = WGP_FLOW_TUNNELLED;
+	int is_asked = local && local->kind == WGP_LOCAL_POD && (cfg->flags & WGP_CONFIG_DIRECT) &&
+		       (cfg->flags & WGP_CONFIG_CONNTRACK);
 
 	if (flow) {
 		wgp_flow_account(flow, p);
+		if (flow->config_generation == cfg->generation)
+			return flow->flags;
+		/* What took the stack before goes on so; what conntrack has come to know joins it. */
+		if (is_asked && wgp_conntrack_knows(skb, p))
+			wgp_flow_flag(flow, WGP_FLOW_STACK);
+		flow->config_generation = cfg->generation;
 		return flow->flags;
 	}
-	if (local && local->kind == WGP_LOCAL_POD && (cfg->flags & WGP_CONFIG_DIRECT) &&
-	    (cfg->flags & WGP_CONFIG_CONNTRACK) && wgp_conntrack_knows(skb, p))
+	if (is_asked && wgp_conntrack_knows(skb, p))
 		flags |= WGP_FLOW_STACK;
 	wgp_flow_record(p, cfg, skb->ifindex, WGP_HOOK_FROM_WIREGUARD, flags);
 	return flags;
@@ -78,7 +85,7 @@ int from_wireguard(struct __sk_buff *skb)
 	/* What netfilter knows, fragments, and what must be answered with an error: the stack's. */
 	if (!local || local->kind != WGP_LOCAL_POD || !local->ifindex ||
 	    !(cfg->flags & WGP_CONFIG_DIRECT) || (flags & WGP_FLOW_STACK) || p->fragment ||
-	    p->hop_limit <= 1 || !fits(skb, p, local->mtu))
+	    p->hop_limit <= 1 || wgp_is_icmp_error(p) || !fits(skb, p, local->mtu))
 		return WGP_PASS;
 	return deliver(skb, p, local->ifindex);
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Egress of an uplink: the node's own traffic, and pods' that took the stack. */
+/* Only a pod's device asks conntrack. */
+#define WGP_NO_CONNTRACK
 #include "lib/steer.h"
 
 /* WireGuard's own outer packet: a mark alone proves nothing. */
@@ -14,12 +16,17 @@ static __always_inline int is_outer(const struct __sk_buff *skb, const struct wg
 	return wgp_endpoint(p->family, &p->destination) != NULL;
 }
 
-/* The answer goes in again by the uplink, as if the far side had sent it. */
+/*
+ * The answer goes to the device that the packet came in by, or, for what the node itself
+ * has sent, in again by the uplink as if the far side had sent it.
+ */
 static __always_inline int too_big(struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
 {
 	if (wgp_answer_too_big(skb, p, mtu, 0))
 		return wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_TOO_BIG_QUIET);
 	wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_TOO_BIG);
+	if (skb->ingress_ifindex)
+		return bpf_redirect_neigh(skb->ingress_ifindex, NULL, 0, 0);
 	skb->mark = WGP_MARK_COUNTED;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -60,7 +67,9 @@ int to_uplink(struct __sk_buff *skb)
 	if (!cfg || !wgp_enabled(cfg, p) || is_outer(skb, p, cfg))
 		return WGP_PASS;
 	/* What was decrypted here goes out again to nobody's pod. */
+	/* The node's own source means that netfilter has led it to another node. */
 	if (ifindex && (ifindex == cfg->ifindex4 || ifindex == cfg->ifindex6) &&
+	    !wgp_local(p->family, &p->source) &&
 	    wgp_slot_of(p->family, &p->destination) != WGP_SLOT_OUTSIDE)
 		return wgp_drop(skb, p, WGP_HOOK_TO_UPLINK, WGP_REASON_DROP_NOT_HERE);
 	w->context.hook = WGP_HOOK_TO_UPLINK;

@@ -7,7 +7,7 @@ set -euo pipefail
 packages=(
 	libbpf-dev libelf-dev zlib1g-dev libsodium-dev pkg-config   # to build
 	wireguard-go wireguard-tools iproute2                       # to run
-	tcpdump netcat-openbsd iputils-ping jq nftables bpftool procps bsdextrautils util-linux       # to show and to look
+	tcpdump netcat-openbsd iputils-ping jq nftables iptables bpftool procps bsdextrautils util-linux       # to show and to look
 	clang-format                                                # to check
 )
 

@@ -151,11 +151,12 @@ public struct Doctor: Sendable {
 
     private func netfilter() -> Finding {
         do {
-            let tables = try FirewallInspection.inspect(devices: []).filters
+            let tables = try FirewallInspection.inspect(devices: nil).filters
             return Finding(
                 check: "netfilter", verdict: .ok,
                 found: tables.isEmpty
-                    ? "no tables: steering path Direct" : "\(tables.count) tables: steering path Stack",
+                    ? "nothing filters forwarded packets: steering path Direct"
+                    : "\(tables.count) chains may filter pods' packets: steering path Stack",
                 remedy: "")
         } catch {
             return Finding(

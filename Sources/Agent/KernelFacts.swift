@@ -39,24 +39,25 @@ struct KernelFacts: Sendable {
 
     func link(_ index: UInt32) -> Link? { links.first { $0.index == index } }
 
-    /// Devices that lead to other nodes: by name, up, not part of a bond or bridge, not WireGuard.
+    /// Devices that lead to other nodes: by name, not part of a bond or bridge, not WireGuard. Those
+    /// that are down too: they come up with the programs in place.
     func uplinks(pattern: String, excluding names: Set<String>) -> [Link] {
         guard let expression = try? Regex(pattern) else { return [] }
-        // What a VLAN carries is seen at the VLAN's device, which has the address.
-        let addressed = Set(addresses.filter { !$0.address.isLinkLocal }.map(\.index))
-        let parents = Set(links.filter { $0.kind == "vlan" && $0.isUp }.map(\.parent)).subtracting(addressed)
-        return links.filter {
-            !parents.contains($0.index) && $0.isUp && !$0.isLoopback && $0.master == 0 && !names.contains($0.name)
-                && $0.kind != "wireguard"
+        let found = links.filter {
+            !$0.isLoopback && $0.master == 0 && !names.contains($0.name) && $0.kind != "wireguard"
                 && $0.name.firstMatch(of: expression) != nil
         }
+        // What a VLAN carries is seen at the VLAN's device, which has the address.
+        let addressed = Set(addresses.filter { !$0.address.isLinkLocal }.map(\.index))
+        let parents = Set(found.filter { $0.kind == "vlan" }.map(\.parent)).subtracting(addressed)
+        return found.filter { !parents.contains($0.index) }
     }
 
     /// Devices that wrap packets for other nodes into others: VXLAN, IP in IP and their like.
     /// What is to be encrypted is steered there, before it is wrapped.
     func overlays(excluding names: Set<String>) -> [Link] {
         let kinds: Set<String> = ["vxlan", "geneve", "ipip", "sit", "ip6tnl", "gre", "ip6gre", "gretap"]
-        return links.filter { $0.isUp && kinds.contains($0.kind) && $0.master == 0 && !names.contains($0.name) }
+        return links.filter { kinds.contains($0.kind) && $0.master == 0 && !names.contains($0.name) }
     }
 
     /// Addresses of this node as the programs should know them.

@@ -20,7 +20,7 @@ extension NodeController {
         let manager = DeviceManager(family: family, backend: backend, route: route, logger: logger)
         // WireGuard adds 60 bytes on IPv4 and 80 on IPv6: outer headers, its own header, the tag.
         let overhead: UInt32 = family == .ipv4 ? 60 : 80
-        let underlay = uplinks.map(\.mtu).min() ?? 1500
+        let underlay = uplinks.filter(\.isUp).map(\.mtu).min() ?? uplinks.map(\.mtu).min() ?? 1500
         let taken = overhead + plan.cloudOverhead
         state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + taken) - taken
         let isNew = state.device == nil

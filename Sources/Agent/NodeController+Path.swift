@@ -22,7 +22,8 @@ extension NodeController {
         guard choice == .auto else { return (choice, "wireguardSteeringPath is set") }
         let found: FirewallInspection.Findings
         do {
-            found = try FirewallInspection.inspect(devices: podDeviceNames)
+            guard let inspected else { return (.stack, "the devices of pods are not known yet") }
+            found = try FirewallInspection.inspect(devices: inspected.names)
         } catch {
             return (.stack, "netfilter cannot be inspected: \(error)")
         }
@@ -44,11 +45,6 @@ extension NodeController {
         return (.direct, "nothing in netfilter filters forwarded packets")
     }
 
-    /// Devices whose packets a rule must be about to matter.
-    private var podDeviceNames: Set<String> {
-        Set((steering?.attachedPoints ?? []).map(\.device)).union(families.values.map(\.settings.interfaceName))
-    }
-
     /// A pod's device where somebody else's program would be led around: a filter of clsact, which
     /// comes after ours of tcx, or one of tcx. Looked at once a second at most.
     private func foreignPrograms() -> String? {
@@ -58,12 +54,12 @@ extension NodeController {
         }
         owesForeignLook = false
         var found: String?
-        let own = steering?.mechanism == .tcx ? 1 : 0
-        for point in steering?.attachedPoints ?? [] where point.hook == .fromPod {
-            let filters = (try? session().foreignFilters(interface: point.interface, own: Attachment.priorities)) ?? 0
-            let programs = Attachment.tcxPrograms(interface: point.interface, direction: .ingress)
-            if filters > 0 || programs > own {
-                found = point.device
+        for link in inspected?.pods ?? [] {
+            let pin = options.layout.link(hook: .fromPod, interface: link.index)
+            let own = (try? Attachment.link(pin: pin))?.interface == link.index ? 1 : 0
+            let filters = (try? session().foreignFilters(interface: link.index, own: Attachment.priorities)) ?? 0
+            if filters > 0 || Attachment.tcxPrograms(interface: link.index, direction: .ingress) > own {
+                found = link.name
                 break
             }
         }
@@ -78,6 +74,13 @@ extension NodeController {
         defer { lastLegacyFirewall = now }
         return now != lastLegacyFirewall
     }
+}
+
+/// Devices that a rule or a program must be about to matter to pods.
+struct Inspected: Sendable {
+    var pods: [Link]
+    /// Of pods' devices, uplinks, overlays and WireGuard's.
+    var names: Set<String>
 }
 
 /// Functions of the kernel that programs may call.

@@ -17,6 +17,12 @@ extension NodeController {
                 interface: device.interface, listeningPort: state.settings.listeningPort, address: state.address,
                 mtu: UInt16(clamping: state.mtu), maximumSegment: maximumSegment(family, state.mtu, plan.settings))
         }
+        let devices = Set(families.values.map(\.settings.interfaceName))
+        let overlays = facts.overlays(excluding: devices.union(uplinks.map(\.name)))
+        let podLinks = facts.podDevices(
+            plan.pods, prefixes: plan.settings.podInterfacePrefixes, uplinks: uplinks + overlays)
+        inspected = Inspected(
+            pods: podLinks, names: devices.union((podLinks + uplinks + overlays).map(\.name)))
         var result = SteeringPlan(
             config: DataplaneConfig(
                 ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
@@ -43,16 +49,12 @@ extension NodeController {
         if plan.settings.sourceCheck == .enabled {
             (result.checkedInterfaces, result.allowedSources) = facts.sources(plan.pods)
         }
-        let devices = Set(families.values.map(\.settings.interfaceName))
-        let overlays = facts.overlays(excluding: devices.union(uplinks.map(\.name)))
         for link in uplinks + overlays {
             result.hooks += [Hook.toUplink, .fromUplink].map {
                 HookPoint(hook: $0, interface: link.index, device: link.name, isEthernet: link.isEthernet)
             }
         }
-        let podDevices = facts.podDevices(
-            plan.pods, prefixes: plan.settings.podInterfacePrefixes, uplinks: uplinks + overlays)
-        for link in podDevices {
+        for link in podLinks {
             result.hooks.append(
                 HookPoint(hook: .fromPod, interface: link.index, device: link.name, isEthernet: true))
         }
@@ -62,8 +64,30 @@ extension NodeController {
     // MARK: Strict mode
 
     func isStrict(_ plan: NodePlan) -> Bool {
-        plan.settings.strictMode == .enabled
+        promisesStrictness(plan)
             && (families.values.contains { $0.drainingUntil == nil } || !guardedOnly(plan).isEmpty)
+    }
+
+    /// Strict mode ends by a word only: a configuration that is gone or cannot be read is none.
+    private func promisesStrictness(_ plan: NodePlan) -> Bool {
+        plan.settings.strictMode.map { $0 == .enabled } ?? strictInForce
+    }
+
+    /// What an earlier agent has promised, as the pinned configuration or the state folder tells.
+    func rememberStrictness(_ pinned: DataplaneConfig?) {
+        let kept = (try? GuardState.read(options.stateDirectory)) != nil
+        strictInForce = pinned?.isStrict ?? kept
+    }
+
+    /// Says that strict mode stays on although the resources do not say so any more.
+    func noteStrictness(_ plan: NodePlan, _ problems: inout [Problem]) {
+        strictInForce = isStrict(plan)
+        guard strictInForce, plan.settings.strictMode == nil else { return }
+        problems.append(
+            Problem(
+                .warning, resource: "DataplaneConfiguration/default", field: "spec.wireguardStrictMode",
+                message: "says nothing that can be read, and strict mode stays on",
+                remedy: "set it to Enabled, or to Disabled to end the promise"))
     }
 
     /// Whether the data plane is to be there: a family is on or on its way out, or is promised and
@@ -115,9 +139,11 @@ extension NodeController {
             case .node(let name):
                 let key = PeerSlotKey(node: name, family: family)
                 result.routes[cidr] = .peer(key)
+                // An exempt node that cannot encrypt answers in clear too.
+                let exempt = plan[family].exempt
+                let isExempt = exempt.contains(name) || exempt.contains(options.node)
                 result.peers[key] = PeerSteering(
-                    publicKey: nil, endpoint: nil, action: plan[family].exempt.contains(name) ? .exempt : .clear,
-                    lanes: [])
+                    publicKey: nil, endpoint: nil, action: isExempt ? .exempt : .clear, lanes: [])
             }
         }
     }
@@ -125,8 +151,9 @@ extension NodeController {
     /// What the second lock holds: all pools of families that are on, but exempt nodes' prefixes.
     private func guardPlan(_ plan: NodePlan) -> GuardPlan {
         var prefixes: [CIDR: GuardKind] = [:]
-        for family in AddressFamily.allCases where plan.settings.isEnabled(family) == true {
-            if families[family]?.drainingUntil != nil { continue }
+        for family in AddressFamily.allCases {
+            let isOn = families[family].map { $0.drainingUntil == nil } ?? (plan.settings.isEnabled(family) == true)
+            guard isOn else { continue }
             for (cidr, target) in plan[family].routes {
                 switch target {
                 case .pool, .local: prefixes[cidr] = .pool
@@ -137,7 +164,8 @@ extension NodeController {
                 }
             }
         }
-        return GuardPlan(prefixes: prefixes, vxlanPorts: vxlanPorts(plan))
+        return GuardPlan(
+            prefixes: prefixes, vxlanPorts: vxlanPorts(plan), isPartial: snapshot?.isComplete != true)
     }
 
     func addPeers(
@@ -167,6 +195,8 @@ extension NodeController {
 
     /// Writes what `wgplane guard` arms after a reboot; removes it when strict mode is off.
     func keepGuardState(_ guardPlan: GuardPlan?, _ plan: NodePlan, _ problems: inout [Problem]) {
+        // What cannot be read now is promised all the same.
+        if guardPlan?.isPartial == true { return }
         let state = guardPlan.map {
             GuardState(
                 $0, uplinkPattern: plan.settings.dataInterfacePattern,

@@ -34,6 +34,10 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    /// Whether strict mode was on a moment ago.
+    var strictInForce = false
+    /// The devices that the firewall is inspected for; nil: not known yet.
+    var inspected: Inspected?
     /// What was known was taken for it: another pass must look.
     var owesForeignLook = false
     /// The steering path, once it has been asked for in this pass.
@@ -193,6 +197,7 @@ public actor NodeController {
         unsettled = []
         try adoptPinned(plan)
         updatePhases(plan, now, &problems)
+        noteStrictness(plan, &problems)
         guard isActive(plan) else {
             try await tearDown(plan)
             return
@@ -218,7 +223,7 @@ public actor NodeController {
         let facts = try KernelFacts(route)
         let deviceNames = Set(families.values.map(\.settings.interfaceName))
         let uplinks = facts.uplinks(pattern: plan.settings.dataInterfacePattern, excluding: deviceNames)
-        if uplinks.isEmpty {
+        if !uplinks.contains(where: \.isUp) {
             problems.append(
                 Problem(
                     resource: "FelixConfiguration/default", field: "spec.bpfDataIfacePattern",
@@ -267,8 +272,11 @@ public actor NodeController {
     /// until somebody says otherwise.
     private func adoptPinned(_ plan: NodePlan) throws {
         guard !hasAdoptedPinned else { return }
+        var pinned: DataplaneConfig?
+        defer { rememberStrictness(pinned) }
         if options.layout.exists, let maps = try? PinnedMaps(options.layout) {
-            let (config, _) = try maps.config.read()
+            let (config, generation) = try maps.config.read()
+            pinned = generation == 0 ? nil : config
             let links = try session().links()
             for family in AddressFamily.allCases {
                 guard let device = config[family], device.interface != 0 else { continue }

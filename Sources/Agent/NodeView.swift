@@ -77,6 +77,7 @@ public struct NodeView: Sendable {
     /// Returns what could not be withdrawn there.
     public func cleanUp(devices: [String], datastore: any Datastore) async throws -> Problem? {
         guard fileExists(options.runDirectory) else {
+            try GuardState.remove(options.stateDirectory)
             try removeAll(devices)
             return nil
         }
@@ -94,6 +95,7 @@ public struct NodeView: Sendable {
                     remedy: "remove the annotations, or they go on sending into the tunnel")
             }
             try removeAll(devices)
+            try GuardState.remove(options.stateDirectory)
             try removeFile(StatusReport.path(runDirectory: options.runDirectory))
             try removeFile(options.lockPath)
             lock.release()

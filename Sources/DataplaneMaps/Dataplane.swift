@@ -135,20 +135,42 @@ public struct DataplanePrograms: Sendable {
             .sorted { ($0.hook.rawValue, $0.isEthernet ? 0 : 1) < ($1.hook.rawValue, $1.isEthernet ? 0 : 1) }
     }
 
+    /// Loads a hook's program; where the kernel refuses one that may ask conntrack, the plain one.
     private static func load(
         _ hook: Hook, _ layout: PinLayout, linkHeaderLength: UInt32, coarse: Bool, vxlanPorts: [UInt16]
     ) throws(BPFError) -> BPFProgram {
-        let images: [BPFImage] = [
-            .from_pod, .to_uplink, .from_uplink, .to_wireguard, .from_wireguard, .guard_out, .guard_in,
-        ]
-        guard let image = images.first(where: { $0.name == hook.name }),
-            let data = Data(base64Encoded: "\(image.base64)")
-        else { preconditionFailure("the program of \(hook.name) is not embedded") }
+        let constants = wgp_constants(
+            link_header_length: linkHeaderLength, coarse_clock: coarse ? 1 : 0,
+            vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0))
+        let images = Self.images.filter { $0.name == hook.name || $0.name == "\(hook.name)_plain" }
+            .sorted { $0.name.count < $1.name.count }
+        var failure: BPFError?
+        for image in images {
+            do {
+                return try load(image, hook, layout, constants)
+            } catch {
+                // The first one's error is the one to tell.
+                failure = failure ?? error
+                if case .layout = error { throw error }
+            }
+        }
+        guard let failure else { preconditionFailure("the program of \(hook.name) is not embedded") }
+        throw failure
+    }
+
+    private static let images: [BPFImage] = [
+        .from_pod, .from_pod_plain, .to_uplink, .from_uplink, .to_wireguard, .from_wireguard, .from_wireguard_plain,
+        .guard_out, .guard_in,
+    ]
+
+    private static func load(
+        _ image: BPFImage, _ hook: Hook, _ layout: PinLayout, _ constants: wgp_constants
+    ) throws(BPFError) -> BPFProgram {
+        guard let data = Data(base64Encoded: "\(image.base64)") else {
+            preconditionFailure("the program of \(hook.name) is embedded as base64")
+        }
         var object = try BPFObject(Array(data), name: hook.name, pinFolder: layout.folder)
-        try object.setConstants(
-            wgp_constants(
-                link_header_length: linkHeaderLength, coarse_clock: coarse ? 1 : 0,
-                vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0)))
+        try object.setConstants(constants)
         return try object.load()
     }
 }

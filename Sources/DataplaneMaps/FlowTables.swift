@@ -194,14 +194,23 @@ public struct MasqueradeTable: Sendable {
             tcpFlags: value.tcp_flags)
     }
 
-    public func delete(_ key: MasqueradeKey) throws(BPFError) {
+    /// One half as it is now; nil: it is gone.
+    public func lookup(_ key: MasqueradeKey) throws(BPFError) -> MasqueradeEntry? {
+        key.source.family == .ipv4
+            ? try ipv4.lookup(value(Self.raw(key))).map { entry($0, .ipv4) }
+            : try ipv6.lookup(value(Self.raw(key))).map { entry($0, .ipv6) }
+    }
+
+    private static func raw(_ key: MasqueradeKey) -> [UInt8] {
         let ports = memory(of: key.sourcePort.bigEndian) + memory(of: key.destinationPort.bigEndian)
-        let tail = [key.transport, UInt8(key.isOutgoing ? 0 : 1), 0, 0]
-        let raw = key.source.bytes + key.destination.bytes + ports + tail
+        return key.source.bytes + key.destination.bytes + ports + [key.transport, UInt8(key.isOutgoing ? 0 : 1), 0, 0]
+    }
+
+    public func delete(_ key: MasqueradeKey) throws(BPFError) {
         if key.source.family == .ipv4 {
-            try ipv4.delete(value(raw))
+            try ipv4.delete(value(Self.raw(key)))
         } else {
-            try ipv6.delete(value(raw))
+            try ipv6.delete(value(Self.raw(key)))
         }
     }
 }

@@ -192,25 +192,40 @@ public struct FlowSweeper: Sendable {
         return (flows, try sweepMasquerade(now: now))
     }
 
+    /// The half by which the answers to a mapping's packets come.
+    private static func reply(to key: MasqueradeKey, _ entry: MasqueradeEntry) -> MasqueradeKey {
+        let isICMP = key.transport == 1 || key.transport == 58
+        return MasqueradeKey(
+            source: key.destination, destination: entry.address,
+            sourcePort: isICMP ? entry.port : key.destinationPort, destinationPort: isICMP ? 0 : entry.port,
+            transport: key.transport, isOutgoing: false)
+    }
+
     /// Both halves of a mapping go together, when neither has been used.
     private func sweepMasquerade(now: UInt64) throws -> Int {
         let entries = try maps.masquerade.entries()
         var gone = 0
         for (key, entry) in entries where key.isOutgoing {
-            let isICMP = key.transport == 1 || key.transport == 58
-            let reply = MasqueradeKey(
-                source: key.destination, destination: entry.address,
-                sourcePort: isICMP ? entry.port : key.destinationPort, destinationPort: isICMP ? 0 : entry.port,
-                transport: key.transport, isOutgoing: false)
+            let reply = Self.reply(to: key, entry)
             let other = entries[reply]
             let last = max(entry.last, other?.last ?? 0)
             let limit =
                 Self.mappingTimeout(transport: key.transport, tcpFlags: entry.tcpFlags | (other?.tcpFlags ?? 0))
                 * 1_000_000_000
             guard now > last, now - last > limit else { continue }
+            // A flow that has resumed meanwhile keeps its port.
+            let again = max(try maps.masquerade.lookup(key)?.last ?? 0, try maps.masquerade.lookup(reply)?.last ?? 0)
+            guard now > again, now - again > limit else { continue }
             try maps.masquerade.delete(key)
             try maps.masquerade.delete(reply)
             gone += 1
+        }
+        // Replies' halves whose other half is gone: an agent ended between the two.
+        let used = Set(entries.filter { $0.key.isOutgoing }.map { Self.reply(to: $0.key, $0.value) })
+        for (key, entry) in entries where !key.isOutgoing && !used.contains(key) {
+            let limit = Self.mappingTimeout(transport: key.transport, tcpFlags: 0) * 1_000_000_000
+            guard now > entry.last, now - entry.last > limit else { continue }
+            try maps.masquerade.delete(key)
         }
         return gone
     }

@@ -103,7 +103,7 @@ extension ReferenceModel {
         let mtu = Int(local?.mtu ?? 0)
         let fits = mtu == 0 || packet.size(segment: input.segment) <= mtu
         guard let local, local.kind == .pod, local.interface != 0, config.isDirect, !takesStack,
-            facts.fragment == .whole, facts.hopLimit > 1, fits
+            facts.fragment == .whole, facts.hopLimit > 1, !facts.isError, fits
         else { return Outcome(verdict: .pass, mark: input.mark, packet: packet.bytes) }
         packet.hop()
         let type: [UInt8] = facts.source.family == .ipv4 ? [8, 0] : [0x86, 0xdd]

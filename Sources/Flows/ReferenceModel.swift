@@ -163,7 +163,8 @@ public struct ReferenceModel: Sendable {
             && (facts.fragment == .later || facts.sourcePort == device.listeningPort)
             && endpoints.contains(facts.destination)
         if isOuter { return pass }
-        if input.ingress != 0, [config.ipv4?.interface, config.ipv6?.interface].contains(input.ingress),
+        if input.ingress != 0, locals[facts.source] == nil,
+            [config.ipv4?.interface, config.ipv6?.interface].contains(input.ingress),
             slot(of: facts.destination) != DestinationSlot.outside
         {
             return drop
@@ -179,7 +180,9 @@ public struct ReferenceModel: Sendable {
                 facts.fragment == .whole
             {
                 guard let answer = packet.tooBig(mtu: device.mtu, from: nil) else { return drop }
-                return Outcome(verdict: .redirect, mark: PacketMark.counted, packet: answer, isAnswer: true)
+                // To whom it came from, or in again by the uplink.
+                let answerMark = input.ingress == 0 ? PacketMark.counted : mark
+                return Outcome(verdict: .redirect, mark: answerMark, packet: answer, isAnswer: true)
             }
             packet.clampSegment(device.maximumSegment)
             return redirect(flow, packet.bytes)
@@ -230,7 +233,11 @@ public struct ReferenceModel: Sendable {
 
     private func wasPromised(_ facts: PacketFacts, _ local: LocalAddress?, _ source: Int) -> Bool {
         if source == DestinationSlot.outside || isExemptSlot(source) { return false }
-        if local?.kind == .host, !config.encryptsHosts { return false }
+        if let local, local.kind != .pod, !config.encryptsHosts,
+            slot(of: facts.destination) == DestinationSlot.outside
+        {
+            return false
+        }
         if local == nil, slot(of: facts.destination) == DestinationSlot.outside { return false }
         return !(config.encryptsHosts && endpoints.contains(facts.source) && isExemptPort(facts))
     }
@@ -243,7 +250,7 @@ public struct ReferenceModel: Sendable {
 
     private func isExemptPort(_ facts: PacketFacts) -> Bool {
         if facts.source.family == .ipv6, facts.transport == 58 { return (133...137).contains(facts.icmpType) }
-        guard facts.fragment != .later, facts.transport == 6 || facts.transport == 17 else { return false }
+        guard facts.fragment == .whole, facts.transport == 6 || facts.transport == 17 else { return false }
         return config.exemptPorts.contains {
             $0.transport == facts.transport
                 && ($0.ports.contains(facts.sourcePort) || $0.ports.contains(facts.destinationPort))
@@ -286,6 +293,7 @@ public struct ReferenceModel: Sendable {
             return flow
         }
         judgeSource(facts, interface: interface, reply: reply, &flow)
+        if isPod, locals[facts.source] == nil { flow.isPromised = true }
         if known == nil, flow.slot == DestinationSlot.outside, !isPod { return flow }
         // What the host begins in clear stays so.
         let action = actions[flow.slot] ?? .clear
@@ -350,11 +358,12 @@ public struct ReferenceModel: Sendable {
     /// Whether the host answers, or goes on with, what began in clear.
     private func continues(_ facts: PacketFacts, reply: UInt32) -> Bool {
         if facts.isICMP { return facts.isEcho && !facts.isEchoRequest }
+        let out = Half(
+            source: facts.source, destination: facts.destination, sourcePort: facts.sourcePort,
+            destinationPort: facts.destinationPort, transport: facts.transport, isOutgoing: true)
+        if facts.fragment != .whole || translations[out] != nil { return false }
         if facts.transport == 6 {
-            let out = Half(
-                source: facts.source, destination: facts.destination, sourcePort: facts.sourcePort,
-                destinationPort: facts.destinationPort, transport: 6, isOutgoing: true)
-            if facts.startsConnection || translations[out] != nil { return false }
+            if facts.startsConnection { return false }
             if !config.isStrict { return true }
         }
         guard reply != 0, let begun = flows[reversed(facts, interface: reply)] else { return false }

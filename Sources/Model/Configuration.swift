@@ -93,7 +93,8 @@ public struct Settings: Sendable, Hashable, Codable {
     public var backend = WireGuardBackendChoice.auto
     public var steeringPath = SteeringPathChoice.auto
     public var firewallMark: UInt32 = 0x2000_0000
-    public var strictMode = StrictModeChoice.disabled
+    /// Nil: nobody has said, and what is in force stays.
+    public var strictMode: StrictModeChoice?
     /// Nil: nobody has said.
     public var hostEncryption: Bool?
     /// What stays in clear between nodes though hosts are encrypted: what a cluster needs to

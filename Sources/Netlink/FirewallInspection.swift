@@ -45,8 +45,8 @@ public enum FirewallInspection {
     }
 
     /// Reads what is there, in the calling thread's network namespace. `devices`: names of pods'
-    /// and tunnels' devices; a rule for another device is none of theirs.
-    public static func inspect(devices: Set<String>) throws(NetlinkError) -> Findings {
+    /// and tunnels' devices; a rule for another device is none of theirs. Nil: every device may be.
+    public static func inspect(devices: Set<String>?) throws(NetlinkError) -> Findings {
         var findings = Findings()
         let chains = try chains()
         judge(chains, devices: devices, &findings)
@@ -64,15 +64,20 @@ public enum FirewallInspection {
 
     // MARK: Judgement
 
-    static func judge(_ chains: [Chain], devices: Set<String>, _ findings: inout Findings) {
+    static func judge(_ chains: [Chain], devices: Set<String>?, _ findings: inout Findings) {
         for chain in chains {
             guard let hook = chain.hook else { continue }
             if chain.type == "nat", !chain.rules.isEmpty { findings.hasNAT = true }
-            // Forwarded packets pass prerouting, forward and postrouting, and a device's ingress.
-            guard chain.type != "nat",
-                hook == WGP_NF_INET_FORWARD.rawValue || hook == WGP_NF_INET_PRE_ROUTING.rawValue
-                    || hook == WGP_NF_INET_POST_ROUTING.rawValue
-            else { continue }
+            // Forwarded packets pass prerouting, forward and postrouting, and a device's own hooks.
+            let isDevice = UInt32(chain.family) == WGP_NFPROTO_NETDEV.rawValue
+            let passed: [UInt32] =
+                isDevice
+                ? [0, 1]
+                : [
+                    WGP_NF_INET_PRE_ROUTING.rawValue, WGP_NF_INET_FORWARD.rawValue, WGP_NF_INET_POST_ROUTING.rawValue,
+                    WGP_NF_INET_INGRESS.rawValue,
+                ]
+            guard chain.type != "nat", passed.contains(hook) else { continue }
             if chain.policy == 0 {
                 findings.filters.append("\(chain.title) has policy drop")
                 continue
@@ -86,11 +91,11 @@ public enum FirewallInspection {
 
     /// The chain, of those that one leads to, whose rule may drop a pod's packet.
     private static func filter(
-        in chain: Chain, _ chains: [Chain], _ devices: Set<String>, _ seen: inout Set<String>
+        in chain: Chain, _ chains: [Chain], _ devices: Set<String>?, _ seen: inout Set<String>
     ) -> String? {
         guard seen.insert(chain.name).inserted else { return nil }
         for rule in chain.rules {
-            if let device = rule.device, !devices.contains(device) { continue }
+            if let device = rule.device, let devices, !devices.contains(device) { continue }
             // What conntrack has not seen it calls invalid: packets led around it never come here.
             if rule.mayDrop, !rule.isInvalidOnly { return chain.name }
             for jump in rule.jumps {
@@ -201,7 +206,14 @@ public enum FirewallInspection {
             }
             guard let data else { continue }
             switch name {
+            case "lookup":
+                // Into the verdict register: a map of verdicts, of which any may be a drop.
+                if data.first(where: { UInt32($0.type) == NFTA_LOOKUP_DREG.rawValue }).flatMap(bigEndian) == 0 {
+                    rule.mayDrop = true
+                }
+                loadsState = false
             case "meta":
+                loadsState = false
                 let key = data.first { UInt32($0.type) == NFTA_META_KEY.rawValue }.flatMap(bigEndian)
                 loadsDevice = key == NFT_META_IIFNAME.rawValue || key == NFT_META_OIFNAME.rawValue
             case "ct":
@@ -212,6 +224,13 @@ public enum FirewallInspection {
                 let mask = data.first { UInt32($0.type) == NFTA_BITWISE_MASK.rawValue }
                 if loadsState, Self.word(mask) == 1 { rule.isInvalidOnly = true }
             case "cmp":
+                // "State & invalid", and not 0: other comparisons say something else.
+                if loadsState,
+                    data.first(where: { UInt32($0.type) == NFTA_CMP_OP.rawValue }).flatMap(bigEndian)
+                        != NFT_CMP_NEQ.rawValue
+                {
+                    rule.isInvalidOnly = false
+                }
                 guard loadsDevice else { break }
                 let isEqual =
                     data.first { UInt32($0.type) == NFTA_CMP_OP.rawValue }.flatMap(bigEndian) == NFT_CMP_EQ.rawValue
@@ -220,6 +239,9 @@ public enum FirewallInspection {
                 // A name of all its bytes; a shorter comparison is one of beginnings.
                 if isEqual, let text, text.payload.contains(0) { rule.device = text.text }
                 loadsDevice = false
+            case "payload", "fib", "rt", "socket", "exthdr", "numgen", "hash":
+                loadsDevice = false
+                loadsState = false
             case "immediate": verdict(data, &rule)
             case "match", "target": compatible(name, data, &rule)
             default: if !harmless.contains(name) { rule.mayDrop = true }
@@ -252,12 +274,23 @@ public enum FirewallInspection {
     /// Matches and targets of iptables-nft that nf_tables has no expression for.
     private static func compatible(_ kind: String, _ data: NetlinkAttributes, _ rule: inout Rule) {
         let name = data.first { UInt32($0.type) == NFTA_TARGET_NAME.rawValue }?.text ?? ""
-        guard kind == "target" else { return }
+        guard kind == "target" else {
+            let information = data.first { UInt32($0.type) == NFTA_MATCH_INFO.rawValue }?.payload ?? []
+            if name == "conntrack", isInvalidState(information) { rule.isInvalidOnly = true }
+            return
+        }
         let letsBe: Set<String> = [
             "MARK", "CONNMARK", "LOG", "NFLOG", "MASQUERADE", "DNAT", "SNAT", "REDIRECT", "TCPMSS", "CT", "CHECKSUM",
             "NOTRACK", "DSCP", "TOS", "CLASSIFY", "SET", "ACCEPT", "RETURN",
         ]
         if !letsBe.contains(name) { rule.mayDrop = true }
+    }
+
+    /// `--ctstate INVALID` and nothing else, as kube-proxy writes it: `struct xt_conntrack_mtinfo3` of
+    /// `<linux/netfilter/xt_conntrack.h>`, whose match_flags, invert_flags and state_mask are at 146.
+    private static func isInvalidState(_ information: ArraySlice<UInt8>) -> Bool {
+        func word(_ offset: Int) -> UInt16? { information.dropFirst(offset).value(UInt16.self) }
+        return word(146) == 1 && word(148) == 0 && word(150) == 1
     }
 
     // MARK: Legacy iptables

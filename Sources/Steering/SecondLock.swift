@@ -12,8 +12,11 @@ public struct GuardPlan: Sendable, Hashable, Codable {
     public var prefixes: [CIDR: GuardKind]
     /// UDP ports of overlays.
     public var vxlanPorts: [UInt16]
+    /// Some resources cannot be read: what is held besides stays held.
+    public var isPartial = false
 
-    public init(prefixes: [CIDR: GuardKind], vxlanPorts: [UInt16]) {
+    public init(prefixes: [CIDR: GuardKind], vxlanPorts: [UInt16], isPartial: Bool = false) {
+        self.isPartial = isPartial
         self.prefixes = prefixes
         self.vxlanPorts = vxlanPorts
     }
@@ -61,7 +64,7 @@ public struct SecondLock {
     public mutating func arm(_ plan: GuardPlan, uplinks: [HookPoint]) -> [Problem] {
         let table = table
         prefixes.update(to: plan.prefixes) { try table.update($0, $1) }
-        prefixes.prune(to: plan.prefixes) { try table.delete($0) }
+        if !plan.isPartial { prefixes.prune(to: plan.prefixes) { try table.delete($0) } }
         var wanted: [HookPoint: UInt32] = [:]
         for point in uplinks {
             wanted[point] =

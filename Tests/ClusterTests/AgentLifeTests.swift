@@ -66,7 +66,7 @@ struct AgentLifeTests {
             #expect(status.status == 0 && status.output.contains("agent: not running"))
             let json = try await Cluster.wgplane(lab, "node1", "status", "-o", "json")
             #expect(try JSONDecoder().decode(ManifestValue.self, from: Data(json.output.utf8))["agentRunning"] == false)
-            let dump = try await Cluster.wgplane(lab, "node1", "maps", "dump", "route_prefixes4", "-o", "json")
+            let dump = try await Cluster.wgplane(lab, "node1", "maps", "dump", "route_blocks4", "-o", "json")
             let rows = try JSONDecoder().decode(ManifestValue.self, from: Data(dump.output.utf8))
             guard case .array(let entries) = rows else {
                 Issue.record("no array: \(dump.output)")

@@ -5,6 +5,7 @@ import DataplaneMaps
 import Foundation
 import Lab
 import Model
+import Netlink
 import OrderedCollections
 import SystemDescriptors
 import Testing
@@ -104,6 +105,56 @@ struct NetfilterTests {
             // What goes to the pod itself is led around netfilter as before.
             #expect(try await asks(lab, "node1-pod2", .udp, remote.addresses[0].description, port: 7007))
             #expect(try lab.maps("node1").counters.total(.clear).packets == 0)
+        }
+    }
+
+    @Test("what filters is told from what does not")
+    func inspection() async throws {
+        try await Cluster.run(nodes: 1, families: [.ipv4]) { lab in
+            func run(_ line: String) async throws {
+                let result = try await Cluster.execute(lab, "node1", line.split(separator: " ").map(String.init))
+                try #require(result.status == 0, "\(line): \(result.output)")
+            }
+            let forward = "nft add chain inet t f { type filter hook forward priority 0 ; }"
+            let cases: [(lines: [String], path: String)] = [
+                ([forward], "Direct"),
+                ([forward, "nft add rule inet t f counter accept"], "Direct"),
+                ([forward, "nft add rule inet t f ct state invalid drop"], "Direct"),
+                ([forward, "nft add rule inet t f ct state invalid meta mark 7 drop"], "Direct"),
+                ([forward, "nft add rule inet t f ct state new meta mark and 1 == 1 drop"], "Stack"),
+                ([forward, "nft add rule inet t f ip saddr vmap { 10.48.1.1 : drop }"], "Stack"),
+                ([forward, "nft add rule inet t f iifname docker0 drop"], "Direct"),
+                ([forward, "nft add rule inet t f iifname eth0 drop"], "Stack"),
+                ([forward, "nft add rule inet t f iifname cali* drop"], "Stack"),
+                ([forward, "nft add rule inet t f iifname != docker0 drop"], "Stack"),
+                (
+                    [forward, "nft add chain inet t g", "nft add rule inet t g drop", "nft add rule inet t f jump g"],
+                    "Stack"
+                ),
+                ([forward, "nft add chain inet t g", "nft add rule inet t g drop"], "Direct"),
+                (["nft add chain inet t f { type filter hook forward priority 0 ; policy drop ; }"], "Stack"),
+                (["nft add chain inet t f { type filter hook input priority 0 ; policy drop ; }"], "Direct"),
+                (
+                    [
+                        "nft add table netdev n",
+                        "nft add chain netdev n i { type filter hook ingress device eth0 priority 0 ; }",
+                        "nft add rule netdev n i ip saddr 10.48.1.1 drop",
+                    ], "Stack"
+                ),
+                (["iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP"], "Direct"),
+                (["iptables-nft -A FORWARD -i docker0 -j DROP"], "Direct"),
+                (["iptables-nft -A FORWARD -s 10.48.1.1 -j DROP"], "Stack"),
+                (["iptables-nft -A FORWARD -m conntrack --ctstate NEW -j DROP"], "Stack"),
+                (["iptables-nft -P FORWARD DROP"], "Stack"),
+            ]
+            for (lines, path) in cases {
+                try await run("nft add table inet t")
+                for line in lines { try await run(line) }
+                let devices = Set(lab.status("node1")?.attachments.map(\.device) ?? [])
+                let found = try await Cluster.onNode(lab, "node1") { try FirewallInspection.inspect(devices: devices) }
+                #expect((found.filters.isEmpty ? "Direct" : "Stack") == path, "\(lines): \(found.filters)")
+                try await run("nft flush ruleset")
+            }
         }
     }
 

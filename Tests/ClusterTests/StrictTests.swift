@@ -200,6 +200,45 @@ struct StrictTests {
         }
     }
 
+    @Test("strict mode ends by a word only, and cleanup leaves no guard behind")
+    func byAWordOnly() async throws {
+        try await Cluster.run(nodes: 2, families: [.ipv4]) { lab in
+            let key = ResourceKey(.dataplaneConfiguration, "default")
+            func guards() -> Int { lab.status("node1")?.attachments.count { $0.hook == "guard_out" } ?? 0 }
+            try await Cluster.configure(lab, ["wireguardStrictMode": "Enabled"])
+            try await lab.wait("it is armed") { guards() == 1 }
+            // Misspelt, gone, and gone for an agent that starts.
+            try await Cluster.configure(lab, ["wireguardStrictMode": "enabled"])
+            try await lab.wait("it is told") {
+                lab.status("node1")?.problems.contains { $0.field == "spec.wireguardStrictMode" } == true
+            }
+            #expect(lab.status("node1")?.strictMode == true && guards() == 1)
+            try await lab.datastore.update(key) { _ in nil }
+            try await lab.stopAgent("node1", signal: SIGKILL)
+            _ = try await lab.startAgent("node1")
+            try await lab.wait("the next agent keeps it") {
+                guard let process = await lab.agent("node1") else { return false }
+                return lab.status("node1")?.process == process.identifier && lab.status("node1")?.strictMode == true
+                    && guards() == 1
+            }
+            #expect(try lab.maps("node1").config.read().0.isStrict)
+            // An uplink that goes down and comes up again is never without its programs.
+            _ = try await Cluster.execute(lab, "node1", ["ip", "link", "set", "eth0", "down"])
+            try await Task.sleep(for: .milliseconds(300))
+            #expect(guards() == 1)
+            let filters = try await Cluster.execute(lab, "node1", ["tc", "filter", "show", "dev", "eth0", "egress"])
+            #expect(filters.output.contains("guard_out"))
+            try await Cluster.configure(lab, ["wireguardStrictMode": "Disabled"])
+            try await lab.wait("the word ends it") { guards() == 0 && lab.status("node1")?.strictMode == false }
+            try await Cluster.configure(lab, ["wireguardStrictMode": "Enabled"])
+            try await lab.wait("it is on again") { guards() == 1 }
+            try await lab.stopAgent("node1", signal: SIGTERM)
+            #expect(try await Cluster.wgplane(lab, "node1", "cleanup").status == 0)
+            let outcome = try await Cluster.wgplane(lab, "node1", "guard", "--wait", "0")
+            #expect(outcome.status == 0 && outcome.output.contains("nothing to guard"), "\(outcome.output)")
+        }
+    }
+
     @Test("a node that cannot make its WireGuard devices drops what it cannot encrypt, and mends")
     func noDevice() async throws {
         try await Cluster.run(enabled: false) { lab in

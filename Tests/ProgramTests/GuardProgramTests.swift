@@ -168,7 +168,12 @@ struct GuardProgramTests {
         #expect(fromPod.verdict == Harness.tunnelled && same(fromPod.packet, answer(a.tunnel)))
         let toUplink = try harness.run(.toUplink, packet, ingressInterface: 1)
         #expect(toUplink.verdict == Harness.tunnelled && same(toUplink.packet, answer(a.remotePod)))
-        #expect(toUplink.mark == PacketMark.counted)
+        #expect(toUplink.mark == 0, "it goes to the device that it came in by")
+        // What the host itself has sent is answered by way of the uplink.
+        var own = packet
+        own.source = try #require(IPAddress(a.host))
+        let toHost = try harness.run(.toUplink, own)
+        #expect(toHost.verdict == Harness.tunnelled && toHost.mark == PacketMark.counted)
         // from_uplink lets our own answer in, in strict mode too.
         try change(harness) { $0.isStrict = true }
         #expect(try harness.run(.fromUplink, answer(a.remotePod), mark: PacketMark.counted).verdict == Harness.passed)

@@ -106,7 +106,8 @@ static __always_inline int wgp_is_exempt_port(const struct wgp_packet *p)
 {
 	if (p->family == 6 && p->protocol == IPPROTO_ICMPV6)
 		return p->icmp_type >= 133 && p->icmp_type <= 137;
-	if (!p->has_port || wgp_is_icmp(p))
+	/* Fragments share one entry, so none of them is judged by its port. */
+	if (!p->has_port || wgp_is_icmp(p) || p->fragment)
 		return 0;
 	return wgp_names_port((__u32)p->source_port << 16 | p->destination_port, p->protocol);
 }

@@ -9,6 +9,7 @@
 #include "events.h"
 
 #define WGP_ICMP_HEADER 8
+#define WGP_GSO_BY_FRAGS 0xffff
 
 /* The tunnel's MTU when a packet, or each segment of one, is larger; else 0. */
 static __always_inline __u32 wgp_exceeds(const struct __sk_buff *skb, const struct wgp_packet *p,
@@ -19,6 +20,9 @@ static __always_inline __u32 wgp_exceeds(const struct __sk_buff *skb, const stru
 
 	if (skb->gso_size)
 		size = p->payload_offset - p->network_offset + skb->gso_size;
+	/* SCTP's segments are of any size, and fit (GSO_BY_FRAGS of the kernel). */
+	if (skb->gso_size == WGP_GSO_BY_FRAGS)
+		return 0;
 	return mtu && size > mtu ? mtu : 0;
 }
 

@@ -68,8 +68,14 @@ static __always_inline int wgp_masquerade_allocate(const struct wgp_packet *p,
 			claimed = 1;
 			break;
 		}
-		if (error != -WGP_EEXIST)
+		if (error != -WGP_EEXIST) {
+			/* What needs no translation needs no mapping either. */
+			if (wgp_same_address(&p->source, tunnel)) {
+				*port = p->source_port;
+				return 0;
+			}
 			return WGP_REASON_DROP_MASQUERADE_FULL;
+		}
 		if (fixed)
 			break;
 	}
@@ -117,10 +123,14 @@ WGP_FUNCTION int wgp_masquerade_out(struct __sk_buff *skb)
 		return wgp_rewrite(skb, p, 1, &tunnel, p->source_port);
 	wgp_half_out(&half, p);
 	mapping = wgp_half_find(p, &half);
+	/* Made when the device had another address: nobody answers to that. */
+	if (mapping && !wgp_same_address((union wgp_address *)mapping->address, &tunnel)) {
+		wgp_half_delete(p, &half);
+		mapping = NULL;
+	}
 	if (mapping) {
 		wgp_masquerade_use(mapping, p);
 		port = mapping->port;
-		__builtin_memcpy(tunnel.bytes, mapping->address, 16);
 		if (wgp_starts_connection(p)) {
 			wgp_half_in(&half, p, &tunnel, port);
 			mapping = wgp_half_find(p, &half);

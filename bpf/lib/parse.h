@@ -275,6 +275,13 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 	return wgp_parse_transport(skb, packet);
 }
 
+/* Still a VLAN's after the kernel has taken one tag off: it would take another, unseen. */
+static __always_inline int wgp_is_wrapped(const struct __sk_buff *skb)
+{
+	return constants.link_header_length && (skb->protocol == bpf_htons(ETH_P_8021Q) ||
+						skb->protocol == bpf_htons(ETH_P_8021AD));
+}
+
 /*
  * Reads the packet at hand into wgp_work()->packet. Expects skb->data at the link header
  * (Ethernet) or the IP header (L3 device), as constants.link_header_length says.

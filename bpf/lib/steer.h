@@ -27,8 +27,11 @@ static __always_inline int wgp_host_continues(const struct wgp_packet *p,
 	/* Errors quote what came through the tunnel: they may go nowhere else. */
 	if (wgp_is_icmp(p))
 		return p->has_port && !wgp_is_echo_request(p);
+	/* Fragments share one entry; what has a mapping has begun in the tunnel. */
+	if (p->fragment || wgp_is_masqueraded(p))
+		return 0;
 	if (p->protocol == IPPROTO_TCP) {
-		if (wgp_starts_connection(p) || wgp_is_masqueraded(p))
+		if (wgp_starts_connection(p))
 			return 0;
 		if (!(cfg->flags & WGP_CONFIG_STRICT))
 			return 1;
@@ -56,7 +59,9 @@ static __always_inline __u32 wgp_source_flags(const struct wgp_packet *p,
 		/* A pod that nobody has told us of, or no more: its address is of our blocks. */
 		if (slot == WGP_SLOT_LOCAL && ifindex)
 			return WGP_FLOW_PROMISED;
-		return WGP_FLOW_PASS | (slot != WGP_SLOT_OUTSIDE ? WGP_FLOW_PROMISED : 0);
+		/* What comes out of a pod's device is a pod's, whoever knows its address yet. */
+		return WGP_FLOW_PASS |
+		       (slot != WGP_SLOT_OUTSIDE || context->is_pod ? WGP_FLOW_PROMISED : 0);
 	}
 	if (local->kind == WGP_LOCAL_POD)
 		return WGP_FLOW_PROMISED |

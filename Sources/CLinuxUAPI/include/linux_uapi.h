@@ -55,6 +55,7 @@ enum wgp_netfilter_hook {
 	WGP_NF_INET_PRE_ROUTING = 0,
 	WGP_NF_INET_FORWARD = 2,
 	WGP_NF_INET_POST_ROUTING = 4,
+	WGP_NF_INET_INGRESS = 5,
 };
 
 /* Constants that are casts or shifts in C and so do not import. */
