@@ -53,6 +53,8 @@ public enum ParsedPacket: Sendable, Hashable {
     case facts(PacketFacts)
     /// ARP and the like.
     case notIP
+    /// A frame of a VLAN that the kernel has not unwrapped yet.
+    case wrapped
     /// Too short for what its headers say, or too deep.
     case malformed
 
@@ -72,6 +74,7 @@ public enum ParsedPacket: Sendable, Hashable {
             switch type {
             case 0x0800: self = Self.ipv4(packet)
             case 0x86dd: self = Self.ipv6(packet)
+            case 0x8100, 0x88a8: self = .wrapped
             default: self = .notIP
             }
             return

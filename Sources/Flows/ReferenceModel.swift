@@ -124,8 +124,9 @@ public struct ReferenceModel: Sendable {
 
     public mutating func fromPod(_ input: Input) -> Outcome {
         let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
-        guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
         let drop = Outcome(verdict: .drop, mark: input.mark)
+        if parsed == .wrapped { return drop }
+        guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
         guard let device = config[facts.source.family] else {
             return Outcome(verdict: .pass, mark: input.mark, packet: input.bytes)
         }
@@ -198,6 +199,7 @@ public struct ReferenceModel: Sendable {
         let drop = Outcome(verdict: .drop, mark: input.mark)
         if input.mark & PacketMark.counted != 0 { return pass }
         let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
+        if parsed == .wrapped, config.isStrict { return drop }
         guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
         guard let device = config[facts.source.family] else { return pass }
         let local = locals[facts.destination]

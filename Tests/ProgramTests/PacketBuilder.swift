@@ -13,6 +13,10 @@ struct PacketBuilder {
     var hasEthernet = true
     /// Of 8-byte units and the more-fragments bit (IPv4 field).
     var fragment: UInt16 = 0
+    /// IPv4 options, a multiple of four bytes.
+    var options: [UInt8] = []
+    /// Ethernet types of VLAN tags, outermost first.
+    var tags: [UInt16] = []
     /// TTL.
     var hopLimit: UInt8 = 64
     /// IPv6 extension headers, each without its next-header byte's value.
@@ -107,8 +111,9 @@ struct PacketBuilder {
         }
         var network: [UInt8]
         if source.family == .ipv4 {
-            network = [0x45, 0] + Self.word(UInt16(20 + segment.count)) + [0, 1] + Self.word(fragment)
-            network += [hopLimit, transport, 0, 0] + source.bytes + destination.bytes
+            let length = 20 + options.count
+            network = [0x40 | UInt8(length / 4), 0] + Self.word(UInt16(length + segment.count)) + [0, 1]
+            network += Self.word(fragment) + [hopLimit, transport, 0, 0] + source.bytes + destination.bytes + options
             network.replaceSubrange(10..<12, with: Self.word(internetChecksum(network)))
         } else {
             let chain = extensions.map(\.number) + [transport]
@@ -118,7 +123,8 @@ struct PacketBuilder {
             network += source.bytes + destination.bytes + headers
         }
         let type: [UInt8] = source.family == .ipv4 ? [0x08, 0x00] : [0x86, 0xdd]
-        let ethernet: [UInt8] = hasEthernet ? [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2] + type : []
+        let ethernet: [UInt8] =
+            hasEthernet ? [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2] + tags.flatMap { Self.word($0) + [0, 5] } + type : []
         return ethernet + network + segment
     }
 }

@@ -102,6 +102,11 @@ struct PacketGenerator {
         builder.hasEthernet = hasEthernet
         builder.hopLimit = pick([64, 64, 64, 255, 2, 1, 0])
         if isIPv4 { builder.fragment = chance(8) ? pick([0x2000, 0x0010, 0x2010]) : pick([0, 0x4000]) }
+        // No-operation (1) and the end (0): what routers skip.
+        if isIPv4, chance(8) {
+            builder.options = [UInt8](repeating: pick([0, 1]), count: 4 * Int.random(in: 1...10, using: &random))
+        }
+        if hasEthernet, chance(40) { builder.tags = pick([[0x8100], [0x88a8, 0x8100], [0x8100, 0x8100]]) }
         if !isIPv4, chance(4) {
             for _ in 0..<Int.random(in: 1...8, using: &random) {
                 let number: UInt8 = pick([0, 43, 44, 60])

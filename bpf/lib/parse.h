@@ -275,11 +275,16 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 	return wgp_parse_transport(skb, packet);
 }
 
-/* Still a VLAN's after the kernel has taken one tag off: it would take another, unseen. */
+/*
+ * Still a VLAN's after the kernel has taken one tag off. With a first tag of VLAN 0 it takes
+ * off another, unseen, and routes what is inside; with another VLAN the frame is that one's.
+ */
 static __always_inline int wgp_is_wrapped(const struct __sk_buff *skb)
 {
-	return constants.link_header_length && (skb->protocol == bpf_htons(ETH_P_8021Q) ||
-						skb->protocol == bpf_htons(ETH_P_8021AD));
+	if (!constants.link_header_length ||
+	    (skb->protocol != bpf_htons(ETH_P_8021Q) && skb->protocol != bpf_htons(ETH_P_8021AD)))
+		return 0;
+	return !skb->vlan_present || !(skb->vlan_tci & 0xfff);
 }
 
 /*
