@@ -67,6 +67,26 @@ extension NodeController {
         return found
     }
 
+    /// In strict mode: other people's filters that come before the second lock and may end the
+    /// chain, so that it is never asked. Looked at with every audit.
+    func noteEarlierFilters(_ plan: NodePlan, _ uplinks: [Link], _ problems: inout [Problem]) {
+        guard isStrict(plan), let last = Attachment.priorities.max() else { return }
+        for link in uplinks {
+            let count = [true, false].reduce(0) { sum, isEgress in
+                let found = try? session().foreignFilters(
+                    interface: link.index, isEgress: isEgress, own: Attachment.priorities, before: last)
+                return sum + (found ?? 0)
+            }
+            guard count > 0 else { continue }
+            problems.append(
+                Problem(
+                    .warning, resource: "Device/\(link.name)", field: "filters",
+                    message:
+                        "has another program's filter before strict mode's second lock, which it may keep from its packets",
+                    remedy: "give that filter a priority number above \(last), or live with the first lock alone"))
+        }
+    }
+
     /// Whether legacy iptables' tables, which tell nobody of changes, are others than a moment ago.
     func legacyFirewallChanged() -> Bool {
         guard !families.isEmpty else { return false }

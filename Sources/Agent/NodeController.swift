@@ -230,6 +230,7 @@ public actor NodeController {
                     value: plan.settings.dataInterfacePattern, message: "matches no device that is up",
                     remedy: "set it to a regular expression that matches the node's uplinks"))
         }
+        noteEarlierFilters(plan, uplinks, &problems)
         for family in families.keys.sorted() {
             guard let backend else { break }
             do {

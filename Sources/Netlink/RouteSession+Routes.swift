@@ -138,15 +138,21 @@ extension RouteSession {
 extension RouteSession {
     // MARK: Filters
 
-    /// Filters at a device's ingress whose priority is none of those given: other people's.
-    public func foreignFilters(interface: UInt32, own: Set<UInt32>) throws(NetlinkError) -> Int {
+    /// Filters at a device whose priority is none of those given: other people's. `before`: only
+    /// those that come before a priority.
+    public func foreignFilters(
+        interface: UInt32, isEgress: Bool = false, own: Set<UInt32>, before: UInt32 = .max
+    ) throws(NetlinkError) -> Int {
         var header = tcmsg()
         header.tcm_ifindex = Int32(interface)
-        header.tcm_parent = 0xffff_fff2
+        header.tcm_parent = isEgress ? 0xffff_fff3 : 0xffff_fff2
         let rows = try session.request(
             "list filters of device \(interface)", type: RTM_GETTFILTER, dump: true, NetlinkPayload(header))
         // tcm_info: the priority in the upper half, the protocol in the lower.
-        return rows.count { row in row.parse(tcmsg.self).map { !own.contains($0.0.tcm_info >> 16) } ?? true }
+        return rows.count { row in
+            guard let priority = row.parse(tcmsg.self).map({ $0.0.tcm_info >> 16 }) else { return true }
+            return !own.contains(priority) && priority < before
+        }
     }
 
     /// Filters on a device's clsact qdisc, both directions.

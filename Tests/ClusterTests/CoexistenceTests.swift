@@ -87,6 +87,12 @@ struct CoexistenceTests {
             try await lab.wait("the path is direct", within: .seconds(3)) {
                 lab.status("node1")?.steeringPath == "Direct"
             }
+            // In strict mode one that comes before the second lock is told.
+            try await Cluster.configure(lab, ["wireguardStrictMode": "Enabled"])
+            try await run(lab, "node1", "tc filter add dev eth0 egress prio 1 bpf da obj \(folder)/f.o sec classifier")
+            try await lab.wait("it is told", within: .seconds(3)) {
+                lab.status("node1")?.problems.contains { $0.resource == "Device/eth0" && $0.field == "filters" } == true
+            }
             // Switched off, ours go and theirs stay.
             try await Cluster.switchWireGuard(lab, on: false)
             try await lab.waitUntilSettled(enabled: false)
