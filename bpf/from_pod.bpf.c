@@ -42,7 +42,7 @@ int from_pod(struct __sk_buff *skb)
 	verdict = &w->verdict;
 	parsed = wgp_parse(skb);
 	if (cfg && wgp_is_wrapped(skb))
-		return wgp_drop(skb, p, WGP_HOOK_FROM_POD, WGP_REASON_DROP_SPOOFED);
+		return wgp_drop_wrapped(skb, p, WGP_HOOK_FROM_POD);
 	if (parsed)
 		return wgp_unparsed(skb, w, cfg, WGP_HOOK_FROM_POD, parsed);
 	if (!cfg || !wgp_enabled(cfg, p))

@@ -60,7 +60,7 @@ int from_uplink(struct __sk_buff *skb)
 		return WGP_PASS;
 	}
 	if (cfg && (cfg->flags & WGP_CONFIG_STRICT) && wgp_is_wrapped(skb))
-		return wgp_drop(skb, p, WGP_HOOK_FROM_UPLINK, WGP_REASON_DROP_UNPARSABLE);
+		return wgp_drop_wrapped(skb, p, WGP_HOOK_FROM_UPLINK);
 	if (parsed)
 		return wgp_unparsed(skb, w, cfg, WGP_HOOK_FROM_UPLINK, parsed);
 	if (!cfg || !wgp_enabled(cfg, p))

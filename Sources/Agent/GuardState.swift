@@ -28,6 +28,12 @@ public struct GuardState: Sendable, Codable, Equatable {
         self.devices = devices
     }
 
+    /// Holds what another holds, too.
+    mutating func add(_ other: GuardState) {
+        pools = Set(pools + other.pools).sorted()
+        exempt = Set(exempt + other.exempt).subtracting(pools).sorted()
+    }
+
     public var plan: GuardPlan {
         var prefixes = Dictionary(pools.map { ($0, GuardKind.pool) }, uniquingKeysWith: { first, _ in first })
         for prefix in exempt { prefixes[prefix] = .exempt }
@@ -86,17 +92,17 @@ public struct GuardRun: Sendable {
             let facts = try KernelFacts(RouteSession())
             let uplinks = facts.uplinks(pattern: state.uplinkPattern, excluding: Set(state.devices))
             links = uplinks + facts.overlays(excluding: Set(state.devices + uplinks.map(\.name)))
-            if !uplinks.isEmpty || monotonicNanoseconds() >= deadline { break }
+            if uplinks.contains(where: \.isUp) || monotonicNanoseconds() >= deadline { break }
             sleepMicroseconds(100_000)
         }
         let points = SecondLock.points(links.map { ($0.index, $0.name, $0.isEthernet) })
         let problems = lock.arm(state.plan, uplinks: points)
         guard problems.isEmpty else { throw ProblemsError(problems) }
-        guard !links.isEmpty else {
+        guard links.contains(where: \.isUp) else {
             throw ProblemsError(
                 Problem(
                     resource: "Guard", field: "spec.bpfDataIfacePattern", value: state.uplinkPattern,
-                    message: "matches no device that is up, so nothing is guarded",
+                    message: "matches no device that is up; one that comes later is not guarded",
                     remedy: "order the guard after the network, or give it more time with --wait"))
         }
         return Outcome(armed: true, devices: links.map(\.name), pools: state.pools, exempt: state.exempt)

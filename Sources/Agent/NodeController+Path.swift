@@ -37,7 +37,7 @@ extension NodeController {
         }
         if found.hasNAT {
             // Without it nobody can tell which packets a service's rewriting waits for.
-            guard KernelSymbols.canAskConntrack else {
+            guard steering?.canAskConntrack == true, KernelSymbols.canAskConntrack else {
                 return (.stack, "services are rewritten by netfilter, and this kernel's programs cannot ask conntrack")
             }
             return (.direct, "nothing filters forwarded packets; what conntrack has rewritten takes the stack")
@@ -68,22 +68,28 @@ extension NodeController {
     }
 
     /// In strict mode: other people's filters that come before the second lock and may end the
-    /// chain, so that it is never asked. Looked at with every audit.
+    /// chain, so that it is never asked; programs attached by tcx, which all come before it, too.
     func noteEarlierFilters(_ plan: NodePlan, _ uplinks: [Link], _ problems: inout [Problem]) {
         guard isStrict(plan), let last = Attachment.priorities.max() else { return }
         for link in uplinks {
             let count = [true, false].reduce(0) { sum, isEgress in
                 let found = try? session().foreignFilters(
                     interface: link.index, isEgress: isEgress, own: Attachment.priorities, before: last)
-                return sum + (found ?? 0)
+                let own =
+                    steering?.attachedPoints.contains {
+                        $0.interface == link.index && $0.hook == (isEgress ? .toUplink : .fromUplink)
+                    } == true && steering?.mechanism == .tcx ? 1 : 0
+                let tcx = Attachment.tcxPrograms(interface: link.index, direction: isEgress ? .egress : .ingress)
+                return sum + (found ?? 0) + max(0, tcx - own)
             }
             guard count > 0 else { continue }
             problems.append(
                 Problem(
                     .warning, resource: "Device/\(link.name)", field: "filters",
                     message:
-                        "has another program's filter before strict mode's second lock, which it may keep from its packets",
-                    remedy: "give that filter a priority number above \(last), or live with the first lock alone"))
+                        "has another program before strict mode's second lock, which it may keep from its packets",
+                    remedy:
+                        "attach it by clsact with a priority number above \(last), or live with the first lock alone"))
         }
     }
 

@@ -75,13 +75,23 @@ extension NodeController {
 
     /// What an earlier agent has promised, as the pinned configuration or the state folder tells.
     func rememberStrictness(_ pinned: DataplaneConfig?) {
-        let kept = (try? GuardState.read(options.stateDirectory)) != nil
-        strictInForce = pinned?.isStrict ?? kept
+        guardState = try? GuardState.read(options.stateDirectory)
+        strictInForce = pinned?.isStrict ?? (guardState != nil)
+        for family in AddressFamily.allCases {
+            let isKept = guardState?.pools.contains { $0.family == family } == true
+            if strictInForce, pinned?[family] != nil || isKept { promised.insert(family) }
+        }
     }
 
     /// Says that strict mode stays on although the resources do not say so any more.
     func noteStrictness(_ plan: NodePlan, _ problems: inout [Problem]) {
         strictInForce = isStrict(plan)
+        if !strictInForce { promised = [] }
+        for family in AddressFamily.allCases {
+            // A family is promised from when it is on until it is switched off by a word.
+            if plan.settings.isEnabled(family) == false { promised.remove(family) }
+            if strictInForce, plan.settings.isEnabled(family) == true { promised.insert(family) }
+        }
         guard strictInForce, plan.settings.strictMode == nil else { return }
         problems.append(
             Problem(
@@ -125,7 +135,7 @@ extension NodeController {
     /// strict mode, else counted.
     private func guardedOnly(_ plan: NodePlan) -> [AddressFamily] {
         AddressFamily.allCases.filter {
-            guard plan.settings.isEnabled($0) == true else { return false }
+            guard plan.settings.isEnabled($0) ?? promised.contains($0) else { return false }
             guard let state = families[$0] else { return true }
             return state.device == nil && state.drainingUntil == nil && !state.wasPinned
         }
@@ -152,7 +162,7 @@ extension NodeController {
     private func guardPlan(_ plan: NodePlan) -> GuardPlan {
         var prefixes: [CIDR: GuardKind] = [:]
         for family in AddressFamily.allCases {
-            let isOn = families[family].map { $0.drainingUntil == nil } ?? (plan.settings.isEnabled(family) == true)
+            let isOn = families[family].map { $0.drainingUntil == nil } ?? guardedOnly(plan).contains(family)
             guard isOn else { continue }
             for (cidr, target) in plan[family].routes {
                 switch target {
@@ -195,13 +205,13 @@ extension NodeController {
 
     /// Writes what `wgplane guard` arms after a reboot; removes it when strict mode is off.
     func keepGuardState(_ guardPlan: GuardPlan?, _ plan: NodePlan, _ problems: inout [Problem]) {
-        // What cannot be read now is promised all the same.
-        if guardPlan?.isPartial == true { return }
-        let state = guardPlan.map {
+        var state = guardPlan.map {
             GuardState(
                 $0, uplinkPattern: plan.settings.dataInterfacePattern,
                 devices: families.values.map(\.settings.interfaceName).sorted())
         }
+        // What cannot be read now is promised all the same.
+        if guardPlan?.isPartial == true, let kept = guardState { state?.add(kept) }
         do {
             if let state, state != guardState {
                 try state.write(options.stateDirectory)

@@ -34,6 +34,8 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    /// Families that are promised in strict mode until a word ends it.
+    var promised: Set<AddressFamily> = []
     /// Whether strict mode was on a moment ago.
     var strictInForce = false
     /// The devices that the firewall is inspected for; nil: not known yet.
@@ -230,7 +232,7 @@ public actor NodeController {
                     value: plan.settings.dataInterfacePattern, message: "matches no device that is up",
                     remedy: "set it to a regular expression that matches the node's uplinks"))
         }
-        noteEarlierFilters(plan, uplinks, &problems)
+        noteEarlierFilters(plan, uplinks + facts.overlays(excluding: deviceNames), &problems)
         for family in families.keys.sorted() {
             guard let backend else { break }
             do {

@@ -72,10 +72,8 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
     /// This, with some families' devices as another has them.
     public func keeping(_ families: Set<AddressFamily>, of other: DataplaneConfig?) -> DataplaneConfig {
         var result = self
-        // A family that is guarded for want of a device, and never had one, is so anew.
-        for family in families where other?[family] != nil || result[family]?.interface != 0 {
-            result[family] = other?[family]
-        }
+        // What was never in place cannot stay: such a family is as this says.
+        for family in families where other?[family] != nil { result[family] = other?[family] }
         return result
     }
 }

@@ -85,6 +85,8 @@ public struct DataplanePrograms: Sendable {
     private var programs: [Key: BPFProgram] = [:]
     private let layout: PinLayout
     private var useCoarseClock: Bool
+    /// False where the kernel has refused the programs that may ask conntrack.
+    public private(set) var mayAskConntrack = true
     /// UDP ports of overlays, for guards that are loaded from now on.
     public var vxlanPorts: [UInt16] = [4789, 8472]
 
@@ -118,8 +120,9 @@ public struct DataplanePrograms: Sendable {
             do {
                 let program = try Self.load(
                     hook, layout, linkHeaderLength: isEthernet ? 14 : 0, coarse: useCoarseClock, vxlanPorts: vxlanPorts)
-                programs[key] = program
-                return program
+                programs[key] = program.program
+                if program.isPlain { mayAskConntrack = false }
+                return program.program
             } catch {
                 // Before 5.11 there is no bpf_ktime_get_coarse_ns, which verifiers refuse in
                 // different words.
@@ -138,7 +141,7 @@ public struct DataplanePrograms: Sendable {
     /// Loads a hook's program; where the kernel refuses one that may ask conntrack, the plain one.
     private static func load(
         _ hook: Hook, _ layout: PinLayout, linkHeaderLength: UInt32, coarse: Bool, vxlanPorts: [UInt16]
-    ) throws(BPFError) -> BPFProgram {
+    ) throws(BPFError) -> (program: BPFProgram, isPlain: Bool) {
         let constants = wgp_constants(
             link_header_length: linkHeaderLength, coarse_clock: coarse ? 1 : 0,
             vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0))
@@ -147,7 +150,7 @@ public struct DataplanePrograms: Sendable {
         var failure: BPFError?
         for image in images {
             do {
-                return try load(image, hook, layout, constants)
+                return (try load(image, hook, layout, constants), image.name != hook.name)
             } catch {
                 // The first one's error is the one to tell.
                 failure = failure ?? error

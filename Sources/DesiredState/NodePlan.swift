@@ -161,7 +161,9 @@ public struct NodePlan: Sendable {
                 node: name, publicKey: key,
                 endpoint: Endpoint(address: address, port: port(of: name, family)), allowedIPs: allowed)
         }
+        // Of nodes without WireGuard only: an annotation that was forgotten exempts nobody else.
         plan.exempt = Set(cluster.nodes.values.filter(\.isStrictModeExempt).map(\.name))
+            .subtracting(plan.peers.keys)
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan
     }

@@ -77,7 +77,7 @@ public enum FirewallInspection {
                     WGP_NF_INET_PRE_ROUTING.rawValue, WGP_NF_INET_FORWARD.rawValue, WGP_NF_INET_POST_ROUTING.rawValue,
                     WGP_NF_INET_INGRESS.rawValue,
                 ]
-            guard chain.type != "nat", passed.contains(hook) else { continue }
+            guard passed.contains(hook) else { continue }
             if chain.policy == 0 {
                 findings.filters.append("\(chain.title) has policy drop")
                 continue

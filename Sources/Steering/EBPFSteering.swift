@@ -111,6 +111,9 @@ public struct EBPFSteering: SteeringBackend {
         return problems
     }
 
+    /// Whether the programs are those that may ask conntrack.
+    public var canAskConntrack: Bool { programs.mayAskConntrack }
+
     // MARK: Slots
 
     private mutating func prepareSlots(_ plan: SteeringPlan, _ problems: inout [Problem]) throws {

@@ -222,6 +222,19 @@ struct StrictTests {
                     && guards() == 1
             }
             #expect(try lab.maps("node1").config.read().0.isStrict)
+            // A reboot, after which nobody says that WireGuard is on: the guard's promise holds.
+            let felix = ResourceKey(.felixConfiguration, "default")
+            let content = try #require(try await lab.datastore.read().manifests[felix]?.content)
+            try await lab.reboot("node1")
+            #expect(try await Cluster.wgplane(lab, "node1", "guard").status == 0)
+            try await lab.datastore.update(felix) { _ in nil }
+            _ = try await lab.startAgent("node1")
+            try await lab.wait("the guard is taken over") {
+                lab.status("node1")?.strictMode == true && guards() == 1
+            }
+            #expect(FileManager.default.fileExists(atPath: "\(lab.paths.runDirectory("node1"))/state/guard.json"))
+            try await lab.datastore.update(felix) { _ in content }
+            try await lab.waitUntilSettled(enabled: true)
             // An uplink that goes down and comes up again is never without its programs.
             _ = try await Cluster.execute(lab, "node1", ["ip", "link", "set", "eth0", "down"])
             try await Task.sleep(for: .milliseconds(300))

@@ -52,6 +52,15 @@ static __always_inline int wgp_drop(const struct __sk_buff *skb, const struct wg
 	return WGP_SHOT;
 }
 
+/* A frame that the kernel would unwrap behind our back: nothing was parsed of it. */
+static __always_inline int wgp_drop_wrapped(const struct __sk_buff *skb, struct wgp_packet *p,
+					    __u32 hook)
+{
+	p->packets = 1;
+	p->bytes = skb->len;
+	return wgp_drop(skb, p, hook, WGP_REASON_DROP_UNPARSABLE);
+}
+
 static __always_inline void wgp_flow_begins(const struct wgp_packet *p, __u32 ifindex, __u32 hook,
 					    __u8 flags)
 {
