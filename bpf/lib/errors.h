@@ -145,6 +145,21 @@ outer:
 	return bpf_l4_csum_replace(skb, p->transport_offset + 2, 0, sum, 0);
 }
 
+/* The half that has what an error quotes, which went the other way. */
+static __always_inline void wgp_half_of_quoted(struct wgp_half *half,
+					       const struct wgp_packet *inner, __u8 direction)
+{
+	half->source = inner->destination;
+	half->destination = inner->source;
+	half->direction = direction;
+	if (wgp_is_icmp(inner)) {
+		half->source_port = inner->source_port;
+	} else {
+		half->source_port = inner->destination_port;
+		half->destination_port = inner->source_port;
+	}
+}
+
 /*
  * An error of the node about a reply that came through the tunnel: it leaves with the
  * tunnel's address, and quotes the reply as the far side had sent it.
@@ -164,15 +179,7 @@ WGP_FUNCTION int wgp_error_out(struct __sk_buff *skb)
 	p = &w->packet;
 	inner = &w->quoted;
 	if (!wgp_quoted(skb)) {
-		half.source = inner->destination;
-		half.destination = inner->source;
-		half.direction = WGP_MASQUERADE_OUT;
-		if (wgp_is_icmp(inner)) {
-			half.source_port = inner->source_port;
-		} else {
-			half.source_port = inner->destination_port;
-			half.destination_port = inner->source_port;
-		}
+		wgp_half_of_quoted(&half, inner, WGP_MASQUERADE_OUT);
 		mapping = wgp_half_find(inner, &half);
 		if (mapping) {
 			__builtin_memcpy(address.bytes, mapping->address, 16);
@@ -201,15 +208,7 @@ WGP_FUNCTION int wgp_error_in(struct __sk_buff *skb)
 		return 0;
 	p = &w->packet;
 	inner = &w->quoted;
-	half.source = inner->destination;
-	half.destination = inner->source;
-	half.direction = WGP_MASQUERADE_IN;
-	if (wgp_is_icmp(inner)) {
-		half.source_port = inner->source_port;
-	} else {
-		half.source_port = inner->destination_port;
-		half.destination_port = inner->source_port;
-	}
+	wgp_half_of_quoted(&half, inner, WGP_MASQUERADE_IN);
 	mapping = wgp_half_find(inner, &half);
 	if (!mapping)
 		return 0;
