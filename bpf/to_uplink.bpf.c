@@ -66,8 +66,10 @@ int to_uplink(struct __sk_buff *skb)
 		return wgp_unparsed(skb, w, cfg, WGP_HOOK_TO_UPLINK, parsed);
 	if (!cfg || !wgp_enabled(cfg, p) || is_outer(skb, p, cfg))
 		return WGP_PASS;
-	/* What was decrypted here goes out again to nobody's pod. */
-	/* The node's own source means that netfilter has led it to another node. */
+	/*
+	 * What was decrypted here goes out again to nobody's pod, unless netfilter has led it
+	 * to another node: then its source is this node's own.
+	 */
 	if (ifindex && (ifindex == cfg->ifindex4 || ifindex == cfg->ifindex6) &&
 	    !wgp_local(p->family, &p->source) &&
 	    wgp_slot_of(p->family, &p->destination) != WGP_SLOT_OUTSIDE)

@@ -44,8 +44,8 @@ public enum FirewallInspection {
         var isInvalidOnly = false
     }
 
-    /// Reads what is there, in the calling thread's network namespace. `devices`: names of pods'
-    /// and tunnels' devices; a rule for another device is none of theirs. Nil: every device may be.
+    /// Reads what is there, in the calling thread's network namespace. `devices`: names of
+    /// those that pods' packets pass; a rule for another device is none of theirs. Nil: every device may be.
     public static func inspect(devices: Set<String>?) throws(NetlinkError) -> Findings {
         var findings = Findings()
         let chains = try chains()
