@@ -70,8 +70,8 @@ static __always_inline struct wgp_flow *wgp_flow_find(const struct wgp_packet *p
 }
 
 /* Returns 0, or a negative errno: -E2BIG when the table is full. */
-static __always_inline long wgp_flow_insert(const struct wgp_packet *p, __u32 ifindex,
-					    const struct wgp_flow *flow)
+static __always_inline int wgp_flow_insert(const struct wgp_packet *p, __u32 ifindex,
+					   const struct wgp_flow *flow)
 {
 	if (p->family == 4) {
 		struct wgp_flow_key4 key;

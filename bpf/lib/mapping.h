@@ -83,8 +83,12 @@ static __always_inline struct wgp_masquerade *wgp_half_find(const struct wgp_pac
 	}
 }
 
-static __always_inline long wgp_half_insert(const struct wgp_packet *p, const struct wgp_half *half,
-					    const struct wgp_masquerade *value)
+/*
+ * Errors are compared as int: before Linux 6.4 the map helpers return one, and what
+ * stands in the upper half of the register then is no sign.
+ */
+static __always_inline int wgp_half_insert(const struct wgp_packet *p, const struct wgp_half *half,
+					   const struct wgp_masquerade *value)
 {
 	if (p->family == 4) {
 		struct wgp_masquerade_key4 key;

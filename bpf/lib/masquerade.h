@@ -57,7 +57,7 @@ static __always_inline int wgp_masquerade_allocate(const struct wgp_packet *p,
 	in.port = p->source_port;
 	*port = p->source_port;
 	for (int i = 0; i < WGP_MASQUERADE_TRIES; i++) {
-		long error;
+		int error;
 
 		if (i)
 			*port = bpf_htons(cfg->port_min +
