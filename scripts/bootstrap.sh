@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs what building, testing and the demo need, from Debian's packages. Does nothing
 # when all of it is there. Needs root for installing. Swift 6.2 or later must be there already.
+# scripts/bootstrap.sh uml: what building user-mode Linux needs, too.
 set -euo pipefail
 
 packages=(
@@ -9,7 +10,9 @@ packages=(
 	wireguard-go wireguard-tools iproute2                       # to run
 	tcpdump netcat-openbsd iputils-ping jq nftables iptables bpftool procps bsdextrautils util-linux       # to show and to look
 	clang-format                                                # to check
+	xz-utils debian-archive-keyring                             # for virtual machines
 )
+[ "${1:-}" != uml ] || packages+=(gcc make flex bison m4 bc dwarves)
 
 command -v swift >/dev/null || {
 	echo "bootstrap: swift is not installed; install Swift 6.2 or later from https://swift.org/install" >&2

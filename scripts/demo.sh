@@ -7,23 +7,37 @@
 #   scripts/demo.sh           shows it, and leaves nothing behind
 #   scripts/demo.sh --keep    leaves the lab up
 #   scripts/demo.sh --json    prints one JSON object on standard output, nothing else
+#   scripts/demo.sh --wireguard kernel    not wireguard-go (userspace), nor what is there (auto)
+#   scripts/vm.sh -- scripts/demo.sh --wireguard kernel    on a kernel that has WireGuard
+#
+# Builds first, unless WGPLANE_BINARY names a wgplane that is ready.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-keep=no json=no
-for argument in "$@"; do
-	case $argument in
+keep=no json=no wireguard_backend=auto
+while [ $# -gt 0 ]; do
+	case $1 in
 	--keep) keep=yes ;;
 	--json) json=yes ;;
+	--wireguard)
+		case ${2:-} in
+		auto | kernel | userspace) wireguard_backend=$2 && shift ;;
+		*)
+			echo "demo: --wireguard \"${2:-}\": choose auto, kernel or userspace" >&2
+			exit 2
+			;;
+		esac
+		;;
 	-h | --help)
-		sed -n '3,10s/^# \{0,1\}//p' "$0"
+		sed -n '3,14s/^# \{0,1\}//p' "$0"
 		exit 0
 		;;
 	*)
-		echo "demo: \"$argument\" is no option; the options are --keep and --json" >&2
+		echo "demo: \"$1\" is no option; the options are --keep, --json and --wireguard" >&2
 		exit 2
 		;;
 	esac
+	shift
 done
 [ "$(id -u)" = 0 ] || {
 	echo "demo: needs root to make network namespaces; run it as root" >&2
@@ -57,17 +71,21 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-step "Installing what is missing, and building (the first time takes some minutes)"
-scripts/bootstrap.sh
-configuration=${WGPLANE_CONFIGURATION:-release}
-swift build -c "$configuration" --product wgplane 2>&1 | sed -u 's/^/  /' >&3
-wgplane=$(swift build -c "$configuration" --show-bin-path)/wgplane
+if [ -n "${WGPLANE_BINARY:-}" ]; then
+	wgplane=$WGPLANE_BINARY
+else
+	step "Installing what is missing, and building (the first time takes some minutes)"
+	scripts/bootstrap.sh
+	configuration=${WGPLANE_CONFIGURATION:-release}
+	swift build -c "$configuration" --product wgplane 2>&1 | sed -u 's/^/  /' >&3
+	wgplane=$(swift build -c "$configuration" --show-bin-path)/wgplane
+fi
 started=$(date +%s.%N)
 
 # Started in the background it must be the program itself, so that its number can be killed.
 exec_in() { "$wgplane" lab exec --name $lab "$@"; }
 wait_for() { # DESCRIPTION SECONDS COMMAND...
-	local what=$1 deadline=$((SECONDS + $2))
+	local what=$1 deadline=$((SECONDS + $2 * ${WGPLANE_LAB_PATIENCE:-1}))
 	shift 2
 	until "$@" >/dev/null 2>&1; do
 		if [ $SECONDS -gt $deadline ]; then
@@ -102,7 +120,7 @@ stop_capture() { # FILE: when what was sent has arrived in it
 }
 
 step "Three nodes, two pods each, IPv4 and IPv6; WireGuard is off"
-"$wgplane" lab up --name $lab --nodes 3 --pods 2 --dual --disabled >&3
+"$wgplane" lab up --name $lab --nodes 3 --pods 2 --dual --disabled --wireguard $wireguard_backend >&3
 "$wgplane" lab status --name $lab >&3
 eval "$("$wgplane" lab env --name $lab)"
 
@@ -167,6 +185,9 @@ jq -r '["SOURCE","DESTINATION","FAMILY","ICMP","TCP","UDP","WAY","PACKETS"],
 say ""
 say "Underlay: $wireguard WireGuard packets, $clear with a pod's address in clear, the words seen $words times."
 
+backend=$(exec_in node1 -- wgplane status -o json | jq -r .report.backend)
+say "WireGuard of the $backend, kernel $(uname -r)."
+
 step "wgplane status, on node1"
 exec_in node1 -- wgplane status >&3
 step "wgplane flows, on node1 (the first ten)"
@@ -181,8 +202,8 @@ if [ $reached != yes ] || [ "$tunnelled" != true ] || [ "$wireguard" = 0 ] || [ 
 seconds=$(echo "$started $(date +%s.%N)" | awk '{printf "%.1f", $2 - $1}')
 if [ $json = yes ]; then
 	jq --argjson ok "$([ $ok = yes ] && echo true || echo false)" --argjson wireguard "$wireguard" \
-		--argjson clear "$clear" --argjson before "$before_clear" --argjson seconds "$seconds" \
-		'{ok: $ok, nodes: 3, pods: 6, pairs: .pairs, underlay: {wireguardPackets: $wireguard, clearPackets: $clear},
+		--argjson clear "$clear" --argjson before "$before_clear" --argjson seconds "$seconds" --arg backend "$backend" \
+		'{ok: $ok, wireguard: $backend, nodes: 3, pods: 6, pairs: .pairs, underlay: {wireguardPackets: $wireguard, clearPackets: $clear},
 		before: {clearPackets: $before}, seconds: $seconds}' "$scratch/check.json"
 fi
 if [ $ok = yes ]; then

@@ -1,39 +1,74 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what is missing, builds, and runs every test. Needs root: most tests make network
-# namespaces and load BPF programs. Options are handed to `swift test` (--filter NAME).
+# namespaces and load BPF programs.
 #
-# Ends with one line: N passed, N failed, N skipped. A test that is skipped fails the run.
+#   scripts/test.sh                 on this kernel, and on Debian's stock kernels in virtual machines
+#                                   the packet tests and the proof with the kernel's own WireGuard
+#   scripts/test.sh --all           the whole matrix: every test on every kernel and attachment, and
+#                                   in user-mode Linux; hours. Writes scripts/MATRIX.md
+#   scripts/test.sh --host [OPTION...]   this kernel only; options go to `swift test` (--filter NAME)
+#   scripts/test.sh --machine K     one machine only: 5.10, 6.1, 6.12, newest, or uml
+#
+# Ends with one line: N passed, N failed, N skipped. A test that is skipped although this kernel
+# has what it needs fails the run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 started=$SECONDS
 say() { printf 'test: %s\n' "$*"; }
 
+kernels=(5.10 6.1 6.12 newest) set=proof host=1
+case ${1:-} in
+--all) set=whole && kernels+=(uml) && shift ;;
+--host) kernels=() && shift ;;
+--machine) host= && kernels=("${2:?name a machine: 5.10, 6.1, 6.12, newest or uml}") && shift 2 ;;
+-h | --help) sed -n '3,17s/^# \{0,1\}//p' "$0" && exit 0 ;;
+esac
+[ $# = 0 ] || [ ${#kernels[@]} = 0 ] || {
+	echo "test: $* goes with --host only; see --help" >&2
+	exit 1
+}
+
 [ "$(id -u)" = 0 ] || {
 	echo "test: needs root to make network namespaces and load BPF programs; run it as root" >&2
 	exit 1
 }
-scripts/bootstrap.sh || exit 1
+case " ${kernels[*]} " in *" uml "*) scripts/bootstrap.sh uml ;; *) scripts/bootstrap.sh ;; esac || exit 1
+# shellcheck source=scripts/vm/matrix.sh
+. scripts/vm/matrix.sh
 
 prefix=t$$
 export WGPLANE_TEST_PREFIX=$prefix
-log=$(mktemp)
+results=$(mktemp -d)
+log=$results/log
+: >"$results/lines"
+running=()
 clean_up() {
 	status=$?
 	trap - EXIT INT TERM
-	[ -n "${runner:-}" ] && kill "$runner" 2>/dev/null
+	for process in "${running[@]}"; do kill "$process" 2>/dev/null && wait "$process" 2>/dev/null; done
 	# Labs that a failed or interrupted test has left.
 	if [ -x "${wgplane:-}" ]; then
 		for left in /run/wgplane-lab/"$prefix"-*; do
 			[ -e "$left" ] && "$wgplane" lab down --name "${left##*/}" --partial >/dev/null 2>&1
 		done
 	fi
-	rm -f "$log"
+	rm -rf "$results"
 	exit $status
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# Downloading goes on beside the build, and is waited for before the first machine.
+fetch() {
+	for kernel in "${kernels[@]}"; do
+		[ "$kernel" = uml ] || scripts/vm.sh --kernel "$kernel" --fetch || return
+	done
+}
+fetch >"$results/fetch" 2>&1 &
+fetcher=$!
+running+=($fetcher)
 
 say "building"
 # The build's own lines only when it fails.
@@ -43,24 +78,59 @@ swift build --build-tests >"$log" 2>&1 || {
 	echo "0 passed, 1 failed, 0 skipped"
 	exit 1
 }
-wgplane=$(swift build --show-bin-path)/wgplane
+binaries=$(swift build --show-bin-path)
+wgplane=$binaries/wgplane
 export WGPLANE_BINARY=$wgplane
 say "built after $((SECONDS - started)) s"
 
-swift test --skip-build --no-parallel "$@" >"$log" 2>&1 &
-runner=$!
-tail -n +1 -f --pid=$runner "$log" 2>/dev/null | grep -v --line-buffered -E '^(◇|􀟈) ' &
-wait $runner
-status=$?
-runner=
-sleep 0.3
-count() { grep -E "^. +Test " "$log" | grep -v 'Test run with' | grep -cE "$1"; }
-passed=$(count ' passed after ')
-failed=$(count ' failed after ')
-skipped=$(count ' skipped')
-[ $status != 0 ] && [ "$failed" = 0 ] && failed=1
-[ "$skipped" != 0 ] && say "a test that should run was skipped" && status=1
-[ "$passed" = 0 ] && status=1
+if [ -n "$host" ]; then
+	begun=$SECONDS
+	swift test --skip-build --no-parallel "$@" >"$log" 2>&1 &
+	runner=$!
+	running+=($runner)
+	tail -n +1 -f --pid=$runner "$log" 2>/dev/null | grep -v --line-buffered -E '^(◇|􀟈) ' &
+	wait $runner
+	status=$?
+	sleep 0.3
+	mkdir "$results/host"
+	"$wgplane" doctor -o json >"$results/host/doctor.json" 2>/dev/null
+	record host "$(uname -r)" all auto auto "$log" $status $((SECONDS - begun))
+fi
+
+if [ ${#kernels[@]} -gt 0 ]; then
+	wait $fetcher || {
+		cat "$results/fetch"
+		say "the machines' kernels cannot be had"
+		: >"$results/none"
+		record machines - fetch - - "$results/none" 1 0
+		kernels=()
+	}
+	# Binaries of their own, so that a build meanwhile does not change them.
+	tests=$results/tests
+	mkdir "$tests"
+	cp "$binaries/wgplanePackageTests.xctest" "$wgplane" "$tests/"
+	# Two lanes: each machine's tests run one after the other, mostly on one processor.
+	limit=1500
+	[ $set = proof ] || limit=7200
+	lane() { for kernel in "$@"; do machine "$kernel" $set $limit; done; }
+	first=() second=()
+	for index in "${!kernels[@]}"; do
+		if [ $((index % 2)) = 0 ]; then first+=("${kernels[$index]}"); else second+=("${kernels[$index]}"); fi
+	done
+	lane "${first[@]}" &
+	lanes=($!)
+	lane "${second[@]}" &
+	lanes+=($!)
+	running+=("${lanes[@]}")
+	for process in "${lanes[@]}"; do wait "$process"; done
+fi
+
+write_matrix "$results/matrix.md"
+[ $set = proof ] || cp "$results/matrix.md" scripts/MATRIX.md
 say "done after $((SECONDS - started)) s"
+cat "$results/matrix.md"
+read -r passed failed lacking skipped < <(awk '{ p += $6; f += $7; l += $8; s += $9 } END { print p + 0, f + 0, l + 0, s + 0 }' "$results/lines")
+[ "$lacking" = 0 ] || say "$lacking tests of what a kernel does not have were left out there"
+[ "$skipped" = 0 ] || say "a test that should run was skipped"
 echo "$passed passed, $failed failed, $skipped skipped"
-exit $status
+[ "$failed" = 0 ] && [ "$skipped" = 0 ] && [ "$passed" != 0 ]
