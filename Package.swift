@@ -28,7 +28,12 @@ let table = Target.Dependency.product(name: "TextTable", package: "TextTable")
 
 let package = Package(
     name: "wgplane",
-    products: [.executable(name: "wgplane", targets: ["wgplane"])],
+    products: [
+        .executable(name: "wgplane", targets: ["wgplane"]),
+        // WireGuard devices and netlink for other programs; Addresses is what both speak of.
+        .library(name: "WireGuard", targets: ["WireGuard", "Addresses"]),
+        .library(name: "Netlink", targets: ["Netlink", "Addresses"]),
+    ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
@@ -71,7 +76,8 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "Flows", dependencies: ["DataplaneMaps", "BPF", "Model"], swiftSettings: strict),
         .target(
-            name: "WireGuard", dependencies: ["Netlink", "Model", "CLinuxUAPI", "SystemDescriptors", log],
+            name: "WireGuard",
+            dependencies: ["Netlink", "SystemDescriptors", "Addresses", "CLinuxUAPI", system],
             swiftSettings: strict),
         .target(name: "Reconciler", swiftSettings: strict),
         .target(
@@ -82,10 +88,12 @@ let package = Package(
         .target(
             name: "BPF", dependencies: ["CLibbpf", "CLinuxUAPI", "SystemDescriptors", log], swiftSettings: memorySafe),
         .target(
-            name: "Netlink", dependencies: ["CLinuxUAPI", "SystemDescriptors", "Model"], swiftSettings: memorySafe),
+            name: "Netlink", dependencies: ["SystemDescriptors", "Addresses", "CLinuxUAPI", system],
+            swiftSettings: memorySafe),
 
         .target(name: "SystemDescriptors", dependencies: ["CLinuxUAPI", "CSodium", system], swiftSettings: memorySafe),
-        .target(name: "Model", dependencies: [collections], swiftSettings: strict),
+        .target(name: "Model", dependencies: ["Addresses", collections], swiftSettings: strict),
+        .target(name: "Addresses", swiftSettings: strict),
 
         .target(name: "CDataplaneABI", path: "bpf", sources: ["abi.c"], publicHeadersPath: "include"),
         .target(name: "CLinuxUAPI"),
@@ -106,7 +114,7 @@ let package = Package(
             name: "ClusterTests",
             dependencies: [
                 "wgplane", "Lab", "Agent", "Flows", "DataplaneMaps", "BPF", "Datastore", "Netlink", "WireGuard",
-                "SystemDescriptors", "Model", collections, log,
+                "SystemDescriptors", "Model", "Addresses", collections, log,
             ], swiftSettings: strict),
     ]
 )

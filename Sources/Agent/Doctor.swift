@@ -72,9 +72,10 @@ public struct Doctor: Sendable {
 
     /// Blocks; makes and removes a device and a pin folder of its own.
     public func examine() -> [Finding] {
-        var findings = [root(), bpfFileSystem(), programs(), attachment()]
-        findings += [kernelWireGuard(), userspaceWireGuard(), forwarding(), netfilter()]
-        return findings
+        let (programs, features) = programs()
+        return [root(), bpfFileSystem(), programs, attachment()] + features + [
+            kernelWireGuard(), userspaceWireGuard(), allowedIPRemoval(), forwarding(), netfilter(),
+        ]
     }
 
     private func root() -> Finding {
@@ -92,25 +93,70 @@ public struct Doctor: Sendable {
     }
 
     /// Loads every program, in a pin folder that goes again.
-    private func programs() -> Finding {
+    private func programs() -> (Finding, features: [Finding]) {
         let layout = PinLayout(root: PinLayout.defaultRoot + "-doctor-\(processIdentifier())")
         defer { try? layout.remove() }
         do {
             try layout.create()
-            var loaded = try DataplanePrograms(layout)
+            var (features, loaded) = try DataplaneFeatures.probe(layout)
             for hook in [Hook.toUplink, .fromUplink] { _ = try loaded.program(hook, isEthernet: false) }
-            let instructions = loaded.all.compactMap { try? $0.program.information().verifiedInstructions }
-            return Finding(
+            let instructions = loaded.all.compactMap { try? $0.program.information().verifiedInstructions }.max() ?? 0
+            let found = Finding(
                 check: "BPF programs", verdict: .ok,
-                found: "\(loaded.all.count) programs verified, at most \(instructions.max() ?? 0) instructions walked",
+                found: "\(loaded.all.count) programs verified"
+                    + (instructions > 0 ? ", at most \(instructions) instructions walked" : ""),
                 remedy: "")
+            return (found, Self.findings(features))
         } catch {
-            return Finding(
+            let found = Finding(
                 check: "BPF programs", verdict: .missing, found: "\(error)",
                 remedy:
-                    "use a kernel of 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS"
+                    "use a kernel of 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF, CONFIG_NET_SCH_INGRESS and CONFIG_DEBUG_INFO_BTF"
             )
+            return (found, [])
         }
+    }
+
+    /// What this kernel lacks, and what takes its place.
+    private static func findings(_ features: DataplaneFeatures) -> [Finding] {
+        func finding(_ check: String, _ isThere: Bool, _ found: String, else instead: String, _ remedy: String)
+            -> Finding
+        {
+            Finding(
+                check: check, verdict: isThere ? .ok : .reduced, found: isThere ? found : instead,
+                remedy: isThere ? "" : remedy)
+        }
+        let batches = [(features.readsHashesInBatches, "hashes"), (features.readsTriesInBatches, "tries")]
+        let single = batches.filter { !$0.0 }.map(\.1).joined(separator: " and ")
+        return [
+            finding(
+                "BPF compiler", features.isCompiled, "programs are machine code", else: "programs are interpreted",
+                "sysctl -w net.core.bpf_jit_enable=1; interpreted, each packet costs several times as much"),
+            finding(
+                "BPF clock", features.hasCoarseClock, "bpf_ktime_get_coarse_ns",
+                else: "bpf_ktime_get_ns, some nanoseconds more a packet", "kernel 5.11 has the coarse clock"),
+            finding(
+                "conntrack from BPF", features.mayAskConntrack && KernelSymbols.canAskConntrack, "bpf_skb_ct_lookup",
+                else: features.mayAskConntrack
+                    ? "programs may ask, but nf_conntrack is not loaded; where services are rewritten, the steering path is Stack"
+                    : "not to be had; where services are rewritten by netfilter, the steering path is Stack",
+                "kernel 6.1 or later with nf_conntrack loaded before the agent starts"),
+            finding(
+                "BPF map batches", features.readsHashesInBatches && features.readsTriesInBatches, "hashes and tries",
+                else: "\(single) are read entry by entry", "kernel 5.14 has batches for all maps"),
+            finding(
+                "BPF map take", features.takesInOneStep, "entries are read and removed in one step",
+                else: "two steps, between which a packet's count can be lost", "kernel 5.14 takes in one step"),
+        ]
+    }
+
+    private func allowedIPRemoval() -> Finding {
+        let removes = KernelBackend.canRemoveAllowedIPs()
+        return Finding(
+            check: "allowed-IP removal", verdict: removes == true ? .ok : .reduced,
+            found: removes == true
+                ? "WGALLOWEDIP_F_REMOVE_ME" : "by moving to a peer that goes with it, in one change",
+            remedy: "")
     }
 
     private func attachment() -> Finding {

@@ -34,7 +34,10 @@ extension NodeController {
                 ])
         }
         if !state.hasAdopted {
-            state.peers.adopt(Array(try steering.maps.destinations.slotOwners().values), family: family)
+            let destinations = steering.maps.destinations
+            state.peers.adopt(
+                try destinations.slotOwners().map { (owner: $0.value, action: destinations[$0.key].action) },
+                family: family)
             state.hasAdopted = true
         }
         // Host encryption, switched on or off, changes which address the device has.
@@ -112,9 +115,20 @@ extension NodeController {
 
     func chosenBackend(_ choice: WireGuardBackendChoice, _ devices: [String]) throws -> any WireGuardBackend {
         if let backend { return backend }
-        let new = try BackendSelection.backend(choice, devices: devices)
+        let new = try BackendSelection.backend(choice.kind, devices: devices)
         backend = new
         logger.info("WireGuard backend", metadata: ["backend": "\(new.kind.rawValue)"])
         return new
+    }
+}
+
+extension WireGuardBackendChoice {
+    /// Nil: whichever is there.
+    var kind: BackendKind? {
+        switch self {
+        case .auto: nil
+        case .kernel: .kernel
+        case .userspace: .userspace
+        }
     }
 }

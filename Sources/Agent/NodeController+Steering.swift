@@ -232,7 +232,7 @@ extension NodeController {
     /// unless the operator has exempted the node, or has switched the family off.
     func action(for node: String, _ state: FamilyState, _ plan: FamilyPlan) -> DestinationAction {
         if state.drainingUntil != nil { return .exempt }
-        if state.peers.isReady(node) { return .tunnel }
+        if state.peers.carries(node) { return .tunnel }
         return plan.exempt.contains(node) ? .exempt : .clear
     }
 }

@@ -7,14 +7,16 @@ import WireGuard
 
 /// The peers of one device: which key carries a node's traffic, and whether it may.
 ///
-/// A peer carries traffic once a handshake with it has been seen, and is never
-/// un-steered because that was long ago. When a node publishes another key, the new
+/// A node's traffic is carried once a handshake has been seen, and never un-steered while
+/// the node has WireGuard: not because that was long ago, nor when the peer or the device is
+/// lost and made anew. Until the next handshake packets wait in the device. When a node publishes another key, the new
 /// peer is made without allowed IPs; the old one goes on until the new has shaken
 /// hands. A key that nobody answers for takes nothing away.
 struct PeerTable: Sendable {
     /// Key that a node's allowed IPs are with.
     private var carriers: [String: PublicKey] = [:]
     private var ready: Set<PublicKey> = []
+    private var carried: Set<String> = []
     private var stampedEndpoints: [PublicKey: Endpoint] = [:]
     private var waitingSince: [PublicKey: ContinuousClock.Instant] = [:]
     private var attempts: [PublicKey: Int] = [:]
@@ -40,10 +42,11 @@ struct PeerTable: Sendable {
         case retiring
     }
 
-    /// Takes what an earlier agent had in place.
-    mutating func adopt(_ owners: [SlotOwner], family: AddressFamily) {
-        for owner in owners where owner.family == family {
+    /// Takes what an earlier agent had in place: owner and action of each slot.
+    mutating func adopt(_ slots: [(owner: SlotOwner, action: DestinationAction)], family: AddressFamily) {
+        for (owner, action) in slots where owner.family == family {
             if let key = owner.publicKey { carriers[owner.node] = key }
+            if action == .tunnel { carried.insert(owner.node) }
         }
     }
 
@@ -65,12 +68,14 @@ struct PeerTable: Sendable {
                 retire(carrier, node: node, device.peers[carrier]?.endpoint, now)
             }
             carriers[node] = peer.publicKey
+            if ready.contains(peer.publicKey) { carried.insert(node) }
         }
         guard mayRetire else { return }
         for (node, key) in carriers where plan[node] == nil {
             retire(key, node: node, device.peers[key]?.endpoint, now)
             carriers[node] = nil
         }
+        carried.formIntersection(plan.keys)
         let wanted = Set(plan.values.map(\.publicKey)).union(carriers.values)
         for (key, peer) in device.peers where !wanted.contains(key) && retiring[key] == nil {
             retire(key, node: "", peer.endpoint, now)
@@ -95,7 +100,7 @@ struct PeerTable: Sendable {
         var stamped = stampedEndpoints
         let again = keysToBeginAgain(device, now)
         var given: Set<CIDR> = []
-        var surplus: [CIDR] = []
+        var surplus: [PublicKey: Set<CIDR>] = [:]
         for (node, peer) in plan.sorted(by: { $0.key < $1.key }) {
             let carrier = carriers[node] ?? peer.publicKey
             for key in Set([peer.publicKey, carrier]).sorted() {
@@ -111,7 +116,7 @@ struct PeerTable: Sendable {
                 change.updateOnly = present != nil
                 change.allowedIPs = wanted.subtracting(present?.allowedIPs ?? []).sorted()
                 given.formUnion(change.allowedIPs)
-                surplus += (present?.allowedIPs ?? []).subtracting(wanted)
+                surplus[key] = present?.allowedIPs.subtracting(wanted)
                 // Provokes a handshake; the configured interval comes back with it.
                 let interval = ready.contains(key) ? keepAlive : mayProvoke(key, device.publicKey, now) ? 1 : 0
                 if present?.keepAlive != interval { change.keepAlive = interval }
@@ -124,15 +129,11 @@ struct PeerTable: Sendable {
                 if !isNothing { result.append(change) }
             }
         }
-        // Taking an allowed IP away means replacing the whole set, during which the others
-        // are missing. A peer that nobody is takes it over instead, and goes.
-        let homeless = surplus.filter { !given.contains($0) }
-        if !homeless.isEmpty, let nobody = PrivateKey.generate().publicKey {
-            var taker = PeerChange(nobody)
-            taker.allowedIPs = homeless.sorted()
-            var removal = PeerChange(nobody)
-            removal.remove = true
-            result += [taker, removal]
+        for (key, allowedIPs) in surplus.sorted(by: { $0.key < $1.key }) {
+            var change = PeerChange(key)
+            change.updateOnly = true
+            change.removedAllowedIPs = allowedIPs.subtracting(given).sorted()
+            if !change.removedAllowedIPs.isEmpty { result.append(change) }
         }
         return (result, stamped)
     }
@@ -172,7 +173,7 @@ struct PeerTable: Sendable {
 
     func carrier(of node: String) -> PublicKey? { carriers[node] }
 
-    func isReady(_ node: String) -> Bool { carriers[node].map(ready.contains) ?? false }
+    func carries(_ node: String) -> Bool { carried.contains(node) }
 
     func readiness(_ node: String, planned: PublicKey) -> Readiness {
         guard let carrier = carriers[node] else { return .handshaking }

@@ -98,9 +98,15 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
 
     /// Sets a key's value; `flags`: BPF_ANY 0, BPF_NOEXIST 1, BPF_EXIST 2.
     public func update(_ key: Key, _ value: Value, flags: UInt64 = 0) throws(BPFError) {
-        let result = unsafe withUnsafeBytes(of: key) { key in
-            unsafe withUnsafeBytes(of: value) { value in
-                unsafe bpf_map_update_elem(descriptor.rawValue, key.baseAddress, value.baseAddress, flags)
+        var result = ENOMEM
+        // A map that is not preallocated takes entries from a small stock, which the kernel fills
+        // up a moment later: many updates at once can find it empty.
+        for attempt in 0..<20 where attempt == 0 || result == -ENOMEM {
+            if attempt > 0 { usleep(1000) }
+            result = unsafe withUnsafeBytes(of: key) { key in
+                unsafe withUnsafeBytes(of: value) { value in
+                    unsafe bpf_map_update_elem(descriptor.rawValue, key.baseAddress, value.baseAddress, flags)
+                }
             }
         }
         try check(result, "update map", name)
@@ -132,6 +138,17 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
         try check(result, "take from map", name)
         return values(buffer[...]).first
     }
+
+    /// Whether `lookupAndDelete` is one step here. The key must be one that is not there.
+    public func takesInOneStep(absent key: Key) -> Bool {
+        var buffer = [UInt8](repeating: 0, count: valueBytes)
+        return unsafe withUnsafeBytes(of: key) {
+            unsafe bpf_map_lookup_and_delete_elem(descriptor.rawValue, $0.baseAddress, &buffer)
+        } == -ENOENT
+    }
+
+    /// Whether `entries` reads in batches here.
+    public var readsInBatches: Bool { ((try? entriesInBatches()) ?? nil) != nil }
 
     /// Every entry. Entries that come or go meanwhile may be missed; none that stays
     /// is missed or told twice.

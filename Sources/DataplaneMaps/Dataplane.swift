@@ -84,7 +84,8 @@ public struct PinnedMaps: Sendable {
 public struct DataplanePrograms: Sendable {
     private var programs: [Key: BPFProgram] = [:]
     private let layout: PinLayout
-    private var useCoarseClock: Bool
+    /// False where the kernel has no `bpf_ktime_get_coarse_ns`, and the programs ask the exact clock.
+    public private(set) var useCoarseClock: Bool
     /// False where the kernel has refused the programs that may ask conntrack.
     public private(set) var mayAskConntrack = true
     /// UDP ports of overlays, for guards that are loaded from now on.

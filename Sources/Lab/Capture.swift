@@ -36,12 +36,16 @@ public final class UnderlayCapture: Sendable {
         let box = Box(counts: Mutex(CaptureCount()))
         self.box = box
         thread = BackgroundThread {
+            var end: UInt64?
             while true {
+                if flag.isRaised, end == nil { end = monotonicNanoseconds() + 1_000_000_000 }
                 guard let frame = try? socket.next() else {
                     // Nothing for 20 ms: time to see whether it is over.
-                    if flag.isRaised { return }
+                    if end != nil { return }
                     continue
                 }
+                // Traffic that does not end keeps nobody waiting.
+                if let end, monotonicNanoseconds() > end { return }
                 let seen = UnderlayPacket(frame.bytes)
                 guard let seen else { continue }
                 box.counts.withLock { count in
@@ -66,7 +70,7 @@ public final class UnderlayCapture: Sendable {
     /// What has been seen so far.
     public func count() -> CaptureCount { box.counts.withLock { $0 } }
 
-    /// Stops when what is queued has been looked at, and returns all that was seen.
+    /// Stops when what is queued has been looked at, or after a second, and returns all that was seen.
     public func stop() -> CaptureCount {
         flag.raise()
         thread.join()

@@ -96,6 +96,7 @@ public struct Prober: Sendable {
     public func ask(
         _ transport: ProbeProtocol, _ destination: [UInt8], identifier: UInt16, timeoutMilliseconds: Int = 1000
     ) -> Bool {
+        let timeoutMilliseconds = timeoutMilliseconds * Lab.patience
         let isIPv6 = destination.count == 16
         let opened = try? place.run {
             try InternetSocket(

@@ -238,10 +238,16 @@ public actor Lab {
         try PinnedMaps(PinLayout(root: paths.pins(node)))
     }
 
+    /// Factor for all deadlines, for emulated machines: `$WGPLANE_LAB_PATIENCE`.
+    public static let patience =
+        currentEnvironment().first { $0.hasPrefix("WGPLANE_LAB_PATIENCE=") }
+        .flatMap { Int($0.dropFirst("WGPLANE_LAB_PATIENCE=".count)) }.map { max($0, 1) } ?? 1
+
     /// Waits until a condition holds; throws, with `what`, when it does not in time.
     public nonisolated func wait(
         _ what: String, within limit: Duration = .seconds(15), _ condition: () async throws -> Bool
     ) async throws {
+        let limit = limit * Self.patience
         let deadline = ContinuousClock.now + limit
         while true {
             do {
@@ -263,7 +269,7 @@ public actor Lab {
 
     /// Waits until every agent has every other node's peer in the tunnel (or, disabled, none).
     public nonisolated func waitUntilSettled(enabled: Bool, within limit: Duration = .seconds(20)) async throws {
-        let patience = ContinuousClock.now + .seconds(3)
+        let patience = ContinuousClock.now + .seconds(3 * Self.patience)
         try await wait(enabled ? "all peers are ready" : "all nodes are in clear", within: limit) {
             for node in nodeNames() {
                 guard let status = status(node), status.datastoreState == "ready" else { return false }

@@ -2,7 +2,7 @@
 
 internal import CLinuxUAPI
 internal import Glibc
-public import Model
+public import Addresses
 
 extension RouteSession {
     // MARK: Routes

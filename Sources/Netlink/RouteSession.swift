@@ -2,7 +2,7 @@
 
 internal import CLinuxUAPI
 internal import Glibc
-public import Model
+public import Addresses
 public import SystemDescriptors
 
 /// A network device.

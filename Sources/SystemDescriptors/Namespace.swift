@@ -106,6 +106,15 @@ public func onThread<Value: Sendable>(_ body: @escaping @Sendable () throws -> V
     return try result.wait().get()
 }
 
+/// Runs a body in a network namespace of its own, which is gone when it and the sockets it
+/// opened are.
+public func inNewNetworkNamespace<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) throws -> Value {
+    try onThread {
+        try retryingInterrupts { wgp_unshare(Int32(wgp_clone_newnet)) }
+        return try body()
+    }
+}
+
 /// Binds a file or folder, with what is mounted below it, to another place (mount(2), MS_BIND).
 public func bindMount(_ source: String, on target: String) throws(Errno) {
     try retryingInterrupts { unsafe mount(source, target, nil, wgp_ms_bind | wgp_ms_rec, nil) }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-public import Model
+public import Addresses
 
 /// A WireGuard device as it is.
 public struct DeviceState: Sendable, Hashable {
@@ -56,6 +56,8 @@ public struct PeerChange: Sendable, Hashable {
     /// The allowed IPs become exactly `allowedIPs`; otherwise those are added.
     public var replaceAllowedIPs = false
     public var allowedIPs: [CIDR] = []
+    /// Taken from this peer if it has them; the others stay as they are all the while.
+    public var removedAllowedIPs: [CIDR] = []
 
     public init(_ publicKey: PublicKey) { self.publicKey = publicKey }
 }
@@ -82,7 +84,7 @@ public enum WireGuardError: Error, CustomStringConvertible, Sendable {
             "no WireGuard: \(reason); load the module wireguard, or install wireguard-go"
         case .wrongKind(let device, let kind):
             "device \(device) is there and is no WireGuard device but \(kind.isEmpty ? "a plain one" : kind); "
-                + "delete it, or set wireguardInterfaceName to another name"
+                + "delete it, or give the device another name (wireguardInterfaceName)"
         case .userspace(let device, let text): "wireguard-go for \(device): \(text)"
         case .noDevice(let device): "there is no WireGuard device \(device)"
         }

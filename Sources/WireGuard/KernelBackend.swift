@@ -2,14 +2,18 @@
 
 internal import CLinuxUAPI
 internal import Glibc
-internal import Model
+internal import Addresses
 internal import Netlink
+internal import SystemDescriptors
 
 /// The kernel's WireGuard: generic netlink family `wireguard` (`<linux/wireguard.h>`).
 public final class KernelBackend: WireGuardBackend {
     public let kind = BackendKind.kernel
     private let generic: GenericSession
     private let route: RouteSession
+    /// Whether this kernel removes single allowed IPs (`WGALLOWEDIP_F_REMOVE_ME`, Linux 6.16):
+    /// nil until it was asked to. One that does not know the flag refuses it with EINVAL.
+    public private(set) var removesAllowedIPs: Bool?
 
     /// In the calling thread's network namespace; throws `.noFamily` where the kernel has none.
     public init() throws {
@@ -25,6 +29,24 @@ public final class KernelBackend: WireGuardBackend {
         guard (try? route.createLink(named: probe, kind: "wireguard")) != nil else { return false }
         try? route.deleteLink(named: probe)
         return true
+    }
+
+    /// Whether this kernel removes single allowed IPs, by trying on a device in a network
+    /// namespace of its own. Nil: it has no WireGuard.
+    public static func canRemoveAllowedIPs() -> Bool? {
+        guard let peer = PrivateKey.generate().publicKey, let host = IPAddress("192.0.2.1") else { return nil }
+        let answer = try? inNewNetworkNamespace { () -> Bool? in
+            let backend = try KernelBackend()
+            try backend.create(device: "probe", mtu: 1420)
+            var change = PeerChange(peer)
+            change.allowedIPs = [CIDR(host: host)]
+            try backend.apply(DeviceChange(peers: [change]), to: "probe")
+            change.removedAllowedIPs = change.allowedIPs
+            change.allowedIPs = []
+            try backend.apply(DeviceChange(peers: [change]), to: "probe")
+            return backend.removesAllowedIPs
+        }
+        return answer ?? nil
     }
 
     public func create(device: String, mtu: UInt32) throws {
@@ -56,6 +78,23 @@ public final class KernelBackend: WireGuardBackend {
     }
 
     public func apply(_ change: DeviceChange, to device: String) throws {
+        guard change.removesAllowedIPs else { return try send(change, to: device) }
+        if removesAllowedIPs != false {
+            do {
+                try send(change, to: device)
+                removesAllowedIPs = true
+                return
+            } catch {
+                // The flag, or something else in the change, which will be refused again. What the
+                // kernel had taken of the change before is not harmed by being sent twice.
+                guard removesAllowedIPs == nil, error.errno == EINVAL else { throw error }
+            }
+        }
+        try send(change.movingRemovals(), to: device)
+        removesAllowedIPs = false
+    }
+
+    private func send(_ change: DeviceChange, to device: String) throws(NetlinkError) {
         for part in WireGuardMessages.parts(of: change) {
             try generic.acknowledge("configure device \(device)", command: WG_CMD_SET_DEVICE.rawValue) {
                 WireGuardMessages.encode(part, device: device, into: &$0)

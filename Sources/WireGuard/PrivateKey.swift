@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-public import Model
+public import Addresses
 internal import SystemDescriptors
 
 /// A WireGuard private key in libsodium's guarded memory: not swapped, not dumped,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Glibc
-internal import Model
+internal import Addresses
 internal import Netlink
 internal import SystemDescriptors
 internal import SystemPackage
@@ -22,7 +22,8 @@ public final class UserspaceBackend: WireGuardBackend {
 
     /// Whether the program is in PATH and the kernel has TUN devices.
     public static func isAvailable(program: String = "wireguard-go") -> Bool {
-        guard fileExists("/dev/net/tun") else { return false }
+        // Opened, since the file alone is there without the module tun too; opening loads it.
+        guard (try? openFile("/dev/net/tun", flags: O_RDWR)) != nil else { return false }
         let path = currentEnvironment().first { $0.hasPrefix("PATH=") }?.dropFirst(5) ?? "/usr/bin:/bin"
         return path.split(separator: ":").contains { fileExists("\($0)/\(program)") }
     }
@@ -94,7 +95,7 @@ public final class UserspaceBackend: WireGuardBackend {
     }
 
     public func apply(_ change: DeviceChange, to device: String) throws {
-        var request = UserspaceProtocol.encode(change)
+        var request = UserspaceProtocol.encode(change.movingRemovals())
         defer { GuardedBytes.wipe(&request) }
         let answer = String(decoding: try exchange(request, device), as: UTF8.self)
         guard answer.hasPrefix("errno=0") else {

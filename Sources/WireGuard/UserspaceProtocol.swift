@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Model
+import Addresses
 
 /// The text of WireGuard's cross-platform userspace protocol: `key=value` lines,
 /// keys in lower-case hex (https://www.wireguard.com/xplatform/).

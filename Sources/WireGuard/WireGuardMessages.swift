@@ -2,13 +2,16 @@
 
 internal import CLinuxUAPI
 internal import Glibc
-import Model
+import Addresses
 import Netlink
 
 /// The wire form of WireGuard's generic netlink (`<linux/wireguard.h>`): encoding
 /// split into messages that fit, and messages merged into a device's state.
 enum WireGuardMessages {
-    /// Allowed IPs in one message: each takes at most 40 bytes, and a nested
+    /// `WGALLOWEDIP_A_FLAGS` and `WGALLOWEDIP_F_REMOVE_ME`, which headers before Linux 6.16 lack.
+    static let allowedIPFlags: UInt32 = 4
+    static let removeMe: UInt32 = 1
+    /// Allowed IPs in one message: each takes at most 48 bytes, and a nested
     /// attribute's length is 16 bits.
     static let allowedIPsPerMessage = 800
     static let peersPerMessage = 128
@@ -26,18 +29,21 @@ enum WireGuardMessages {
             room = allowedIPsPerMessage
         }
         for peer in change.peers {
-            var rest = peer.allowedIPs[...]
+            var added = peer.allowedIPs[...]
+            var removed = peer.removedAllowedIPs[...]
             var piece = peer
             repeat {
                 if room == 0 || current.peers.count == peersPerMessage { flush() }
-                let taken = rest.prefix(room)
-                piece.allowedIPs = Array(taken)
+                piece.allowedIPs = Array(added.prefix(room))
+                room -= piece.allowedIPs.count
+                added = added.dropFirst(piece.allowedIPs.count)
+                piece.removedAllowedIPs = Array(removed.prefix(room))
+                room -= piece.removedAllowedIPs.count
+                removed = removed.dropFirst(piece.removedAllowedIPs.count)
                 current.peers.append(piece)
-                room -= taken.count
-                rest = rest.dropFirst(taken.count)
                 piece = PeerChange(peer.publicKey)
                 piece.updateOnly = true
-            } while !rest.isEmpty
+            } while !added.isEmpty || !removed.isEmpty
         }
         if !current.peers.isEmpty || parts.isEmpty { flush() }
         return parts
@@ -68,16 +74,18 @@ enum WireGuardMessages {
         if let seconds = peer.keepAlive {
             payload.attribute(WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL.rawValue, value: seconds)
         }
-        guard !peer.allowedIPs.isEmpty else { return }
+        guard !peer.allowedIPs.isEmpty || !peer.removedAllowedIPs.isEmpty else { return }
         payload.nested(WGPEER_A_ALLOWEDIPS.rawValue) { list in
-            for cidr in peer.allowedIPs {
-                list.nested(0) { entry in
-                    entry.attribute(WGALLOWEDIP_A_FAMILY.rawValue, value: UInt16(cidr.family.socketFamily))
-                    entry.attribute(WGALLOWEDIP_A_IPADDR.rawValue, bytes: cidr.address.bytes)
-                    entry.attribute(WGALLOWEDIP_A_CIDR_MASK.rawValue, value: UInt8(cidr.prefixLength))
-                }
-            }
+            for cidr in peer.allowedIPs { list.nested(0) { encode(cidr, flags: 0, into: &$0) } }
+            for cidr in peer.removedAllowedIPs { list.nested(0) { encode(cidr, flags: removeMe, into: &$0) } }
         }
+    }
+
+    private static func encode(_ cidr: CIDR, flags: UInt32, into entry: inout NetlinkPayload) {
+        entry.attribute(WGALLOWEDIP_A_FAMILY.rawValue, value: UInt16(cidr.family.socketFamily))
+        entry.attribute(WGALLOWEDIP_A_IPADDR.rawValue, bytes: cidr.address.bytes)
+        entry.attribute(WGALLOWEDIP_A_CIDR_MASK.rawValue, value: UInt8(cidr.prefixLength))
+        if flags != 0 { entry.attribute(allowedIPFlags, value: flags) }
     }
 
     /// Adds one message of a dump; a peer may go on in the next message.

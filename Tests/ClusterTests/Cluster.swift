@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Agent
+import BPF
 import DataplaneMaps
 import Datastore
 import Foundation
@@ -23,17 +24,32 @@ enum Cluster {
         return URL(fileURLWithPath: bundle).deletingLastPathComponent().appendingPathComponent("wgplane").path
     }
 
+    /// `auto`, `kernel` or `userspace`: the WireGuard that the labs use unless a test says otherwise.
+    static let wireguard: WireGuardBackendChoice = chosen("WGPLANE_TEST_WIREGUARD") ?? .auto
+    /// `auto`, `tcx` or `tc`: how the labs attach programs unless a test says otherwise.
+    static let attachment: AttachmentChoice = chosen("WGPLANE_TEST_ATTACH") ?? .auto
+    /// The attachments that this kernel has.
+    static let attachments: [AttachmentChoice] = AttachmentMechanism.probe() == .tcx ? [.tcx, .tc] : [.tc]
+
+    private static func chosen<Choice: RawRepresentable<String> & CaseIterable>(_ variable: String) -> Choice? {
+        guard let word = ProcessInfo.processInfo.environment[variable] else { return nil }
+        let choice = Choice.allCases.first { $0.rawValue.lowercased() == word }
+        precondition(choice != nil, "\(variable)=\(word) is not one of \(Choice.allCases)")
+        return choice
+    }
+
     static let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
     private static let prefix = ProcessInfo.processInfo.environment["WGPLANE_TEST_PREFIX"] ?? "t\(getpid())"
 
     /// Brings a lab up, settles it, runs the body, and takes it down. A failure shows the agents' last words.
     static func run(
         nodes: Int = 2, pods: Int = 1, families: [AddressFamily] = [.ipv4, .ipv6], enabled: Bool = true,
-        attachment: AttachmentChoice = .auto, podMTU: UInt32 = 1420, _ body: (Lab) async throws -> Void
+        attachment: AttachmentChoice? = nil, podMTU: UInt32 = 1420, _ body: (Lab) async throws -> Void
     ) async throws {
         let name = "\(prefix)-\(String(UInt32.random(in: 0...UInt32.max), radix: 36))"
         let spec = LabSpec(
-            name: name, nodes: nodes, pods: pods, families: families, attachment: attachment, podMTU: podMTU)
+            name: name, nodes: nodes, pods: pods, families: families, backend: wireguard,
+            attachment: attachment ?? self.attachment, podMTU: podMTU)
         let lab = try await Lab.up(spec, enabled: enabled, binary: binary, logger: logger)
         do {
             try await lab.waitUntilSettled(enabled: enabled)
@@ -106,6 +122,13 @@ enum Cluster {
 
     static func pod(_ lab: Lab, _ name: String) async throws -> LabPod {
         try #require(await lab.state.pods.first { $0.name == name })
+    }
+
+    /// Devices with the programs of uplinks. Modules for tunnels put devices of their own into every
+    /// network namespace, which are overlays and no test's matter.
+    static func uplinks(_ lab: Lab, _ node: String) -> Set<String> {
+        Set(lab.status(node)?.attachments.filter { $0.hook == "to_uplink" }.map(\.device) ?? [])
+            .subtracting(["sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0"])
     }
 
     /// What an agent has of a peer's device, read on the node.

@@ -6,6 +6,7 @@ import DataplaneMaps
 import Foundation
 import Lab
 import Model
+import Netlink
 import OrderedCollections
 import SystemDescriptors
 import Testing
@@ -53,7 +54,7 @@ struct CoexistenceTests {
         return folder
     }
 
-    @Test("other programs at the same devices see their packets, and stay", arguments: [AttachmentChoice.tcx, .tc])
+    @Test("other programs at the same devices see their packets, and stay", arguments: Cluster.attachments)
     func otherPrograms(attachment: AttachmentChoice) async throws {
         let folder = try await foreignProgram(longerThan: 1000)
         defer { try? FileManager.default.removeItem(atPath: folder) }
@@ -102,12 +103,17 @@ struct CoexistenceTests {
         }
     }
 
-    /// Kinds of uplinks that this kernel can make.
-    static let uplinkKinds: [String] = {
-        let symbols = (try? readFile("/proc/kallsyms")).map { String(decoding: $0, as: UTF8.self) } ?? ""
-        return [("vlan", " vlan_dev_init"), ("bond", " bond_init"), ("bridge", " br_dev_xmit")]
-            .filter { symbols.contains($0.1) }.map(\.0)
-    }()
+    /// Kinds of uplinks that this kernel can make, by trying, which loads their modules.
+    static let uplinkKinds: [String] = ["vlan", "bond", "bridge"].filter { kind in
+        let error = try? KernelInterfaceTests.inNamespace { () -> Int32? in
+            do {
+                try RouteSession().createLink(named: "probe", kind: kind)
+                return nil
+            } catch { return (error as? NetlinkError)?.errno }
+        }
+        // A VLAN without a device below is refused in another way than a kind that is not known.
+        return error != EOPNOTSUPP
+    }
 
     @Test("uplinks that are VLANs, bonds and bridges", arguments: Self.uplinkKinds)
     func uplinks(kind: String) async throws {
@@ -147,7 +153,7 @@ struct CoexistenceTests {
             }
             try await Cluster.switchWireGuard(lab, on: true)
             try await lab.waitUntilSettled(enabled: true)
-            let attached = Set(lab.status("node1")?.attachments.filter { $0.hook == "to_uplink" }.map(\.device) ?? [])
+            let attached = Cluster.uplinks(lab, "node1")
             #expect(attached == [kind == "vlan" ? "eth0.100" : kind == "bond" ? "bond0" : "br0"])
             try await encrypts(lab)
         }
@@ -157,7 +163,7 @@ struct CoexistenceTests {
     func uplinkComesAndGoes() async throws {
         try await Cluster.run(nodes: 1, families: [.ipv4]) { lab in
             func uplinks() -> Set<String> {
-                Set(lab.status("node1")?.attachments.filter { $0.hook == "to_uplink" }.map(\.device) ?? [])
+                Cluster.uplinks(lab, "node1")
             }
             #expect(uplinks() == ["eth0"])
             try await run(lab, "node1", "ip link add eth7 type veth peer name other7")

@@ -34,7 +34,7 @@ struct FlowTableTests {
         #expect(flows.first?.source.description == a.pod && flows.first?.reversePackets == 1)
     }
 
-    @Test("clear, mixed and local flows are told apart", arguments: Addresses.both)
+    @Test("clear, mixed and local flows are told apart", .setsIngressInterface, arguments: Addresses.both)
     func ways(_ a: Addresses) throws {
         let harness = try Harness()
         let packet = PacketBuilder(a.pod, a.remotePod).udp(1, 2)

@@ -14,7 +14,9 @@ struct GuardProgramTests {
         try harness.maps.config.write(config)
     }
 
-    @Test("strict mode drops what would leave in clear, and what arrives so", arguments: Addresses.both)
+    @Test(
+        "strict mode drops what would leave in clear, and what arrives so", .setsIngressInterface,
+        arguments: Addresses.both)
     func strict(_ a: Addresses) throws {
         let harness = try Harness()
         harness.maps.destinations.setAction(a.slot, .clear)
@@ -136,7 +138,9 @@ struct GuardProgramTests {
         #expect(try harness.run(.fromPod, forged).verdict == Harness.passed)
     }
 
-    @Test("what is too big for the tunnel is answered with its MTU", arguments: Addresses.both)
+    @Test(
+        "what is too big for the tunnel is answered with its MTU", .setsIngressInterface, .setsSegmentSize,
+        arguments: Addresses.both)
     func tooBig(_ a: Addresses) throws {
         let harness = try Harness()
         try change(harness) {
@@ -236,7 +240,7 @@ struct GuardProgramTests {
         #expect(try harness.count(.fromPod, .mssClamped) == 8)
     }
 
-    @Test("the way back of what the stack has steered is the stack", arguments: Addresses.both)
+    @Test("the way back of what the stack has steered is the stack", .setsIngressInterface, arguments: Addresses.both)
     func returnByStack(_ a: Addresses) throws {
         let harness = try Harness()
         let device = Harness.interface

@@ -11,8 +11,10 @@ import Testing
 /// Random and mutated packets, decided by the programs and by the model: no difference.
 @Suite("Programs: against the reference model")
 struct ReferenceModelTests {
+    /// Share of the packets, for emulated machines: WGPLANE_TEST_SHARE, a divisor.
+    static let divisor = ProcessInfo.processInfo.environment["WGPLANE_TEST_SHARE"].flatMap { Int($0) } ?? 1
     /// Of each arrangement; 216,000 in all.
-    static let packets = 27_000
+    static let packets = 27_000 / divisor
 
     /// Settings that decide, each with and without the others.
     struct Arrangement: CustomTestStringConvertible, Sendable {
@@ -96,6 +98,8 @@ struct ReferenceModelTests {
                 [0, 0, 0, 0x2000_0000, PacketMark.counted, PacketMark.host].randomElement(using: &generator.random) ?? 0
             input.ingress = [0, 0, 1, 1, Harness.wireGuard].randomElement(using: &generator.random) ?? 0
             input.segment = bytes.count > 900 ? [0, 0, 200, 500].randomElement(using: &generator.random) ?? 0 : 0
+            if !TestRun.setsIngressInterface { input.ingress = 0 }
+            if !TestRun.setsSegmentSize { input.segment = 0 }
             let hook: Hook
             let expected: ReferenceModel.Outcome
             switch Int.random(in: 0..<3, using: &generator.random) {
@@ -129,10 +133,10 @@ struct ReferenceModelTests {
                 return
             }
         }
-        #expect(verdicts.count == 3, "\(verdicts): all verdicts occur")
-        #expect(answers > 5, "answers occur")
+        #expect(verdicts.count == 3 || Self.divisor > 1, "\(verdicts): all verdicts occur")
+        #expect(answers > 5 || Self.divisor > 1, "answers occur")
         let clamped = try harness.maps.counters.total(.mssClamped).packets
-        #expect(clamped > 0, "\(clamped) SYNs were clamped")
+        #expect(clamped > 0 || Self.divisor > 1, "\(clamped) SYNs were clamped")
     }
 
     @Test("masquerade, errors, fragments and delivery go as in the model", arguments: [true, false])
@@ -155,7 +159,8 @@ struct ReferenceModelTests {
         }
         var model = try Self.model(of: harness)
         var changed = 0
-        for number in 0..<30_000 {
+        let packets = 30_000 / Self.divisor
+        for number in 0..<packets {
             let bytes = generator.next(hasEthernet: false)
             var input = ReferenceModel.Input(bytes: bytes, hasEthernet: false, interface: 1)
             let isOut = Bool.random(using: &generator.random)
@@ -187,9 +192,9 @@ struct ReferenceModelTests {
                 return
             }
         }
-        #expect(changed > 3000, "\(changed) packets were rewritten")
-        #expect(try harness.count(.fromWireGuard, .unmasqueraded) > 100)
-        #expect(model.hasCollided, "ports collided")
+        #expect(changed > packets / 10, "\(changed) packets were rewritten")
+        #expect(try harness.count(.fromWireGuard, .unmasqueraded) > packets / 300 || Self.divisor > 1)
+        #expect(model.hasCollided || Self.divisor > 1, "ports collided")
     }
 
     static func model(of harness: Harness) throws -> ReferenceModel {

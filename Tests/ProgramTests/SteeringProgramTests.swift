@@ -33,7 +33,7 @@ struct SteeringProgramTests {
         #expect(flows.first?.value.tcpFlags == 16)
     }
 
-    @Test("segments of a GSO packet are counted as the wire would see them")
+    @Test("segments of a GSO packet are counted as the wire would see them", .setsSegmentSize)
     func segmentsAreCounted() throws {
         let harness = try Harness()
         let payload = [UInt8](repeating: 7, count: 2000)
@@ -98,7 +98,9 @@ struct SteeringProgramTests {
         #expect(try harness.flows.first?.value.packets == 3)
     }
 
-    @Test("on the stack path from_pod counts and marks, to_uplink steers", arguments: Addresses.both)
+    @Test(
+        "on the stack path from_pod counts and marks, to_uplink steers", .setsIngressInterface,
+        arguments: Addresses.both)
     func stackPath(_ a: Addresses) throws {
         let harness = try Harness()
         try harness.configure(direct: false)
@@ -111,7 +113,9 @@ struct SteeringProgramTests {
         #expect(try harness.flows.first?.value.packets == 1, "counted once")
     }
 
-    @Test("a pod that nobody has told us of is steered too: its address is of our block", arguments: Addresses.both)
+    @Test(
+        "a pod that nobody has told us of is steered too: its address is of our block", .setsIngressInterface,
+        arguments: Addresses.both)
     func unknownPod(_ a: Addresses) throws {
         let harness = try Harness()
         let unknown = a.family == .ipv4 ? "10.48.1.40" : "fd48:0:0:1::28"
@@ -121,7 +125,7 @@ struct SteeringProgramTests {
         #expect(try harness.run(.toUplink, packet).verdict == Harness.passed, "the host does not speak from it")
     }
 
-    @Test("what came out of WireGuard does not leave again for a pod", arguments: Addresses.both)
+    @Test("what came out of WireGuard does not leave again for a pod", .setsIngressInterface, arguments: Addresses.both)
     func notHere(_ a: Addresses) throws {
         let harness = try Harness()
         let device = Harness.wireGuard + (a.family == .ipv4 ? 0 : 1)
@@ -134,7 +138,7 @@ struct SteeringProgramTests {
         #expect(try harness.run(.toUplink, outside, ingressInterface: device).verdict == Harness.passed)
     }
 
-    @Test("to_uplink steers pods that from_pod has not seen", arguments: Addresses.both)
+    @Test("to_uplink steers pods that from_pod has not seen", .setsIngressInterface, arguments: Addresses.both)
     func uplinkCatches(_ a: Addresses) throws {
         let harness = try Harness()
         let packet = PacketBuilder(a.pod, a.remotePod).udp(1, 2)
@@ -142,7 +146,7 @@ struct SteeringProgramTests {
         #expect(try harness.run(.toUplink, packet.layer3(), ingressInterface: 1).verdict == Harness.tunnelled)
     }
 
-    @Test("WireGuard's own packets pass, and only those", arguments: Addresses.both)
+    @Test("WireGuard's own packets pass, and only those", .setsIngressInterface, arguments: Addresses.both)
     func outerPasses(_ a: Addresses) throws {
         let harness = try Harness()
         let mark: UInt32 = 0x2000_0000
@@ -156,7 +160,7 @@ struct SteeringProgramTests {
         }
     }
 
-    @Test("packets in clear for a pool are counted", arguments: Addresses.both)
+    @Test("packets in clear for a pool are counted", .setsIngressInterface, arguments: Addresses.both)
     func clearIsCounted(_ a: Addresses) throws {
         let harness = try Harness()
         harness.maps.destinations.setAction(a.slot, .clear)

@@ -48,6 +48,7 @@ struct PeerTableTests {
                     }
                     peer.allowedIPs.insert(cidr)
                 }
+                peer.allowedIPs.subtract(change.removedAllowedIPs)
                 state.peers[change.publicKey] = peer
             }
         }
@@ -75,11 +76,11 @@ struct PeerTableTests {
         var device = Device()
         let peer = try plan("n2", 2, "10.48.2.0/26")
         pass(&table, &device, [peer], keepAlive: 25)
-        #expect(!table.isReady("n2") && device.state.peers[Make.key(2)]?.keepAlive == 1)
+        #expect(!table.carries("n2") && device.state.peers[Make.key(2)]?.keepAlive == 1)
         #expect(device.state.peers[Make.key(2)]?.allowedIPs == peer.allowedIPs, "what it sends is accepted at once")
         device.shakeHands(2)
         pass(&table, &device, [peer], keepAlive: 25)
-        #expect(table.isReady("n2") && device.state.peers[Make.key(2)]?.keepAlive == 25)
+        #expect(table.carries("n2") && device.state.peers[Make.key(2)]?.keepAlive == 25)
         #expect(table.nextLook(["n2": peer], now: Self.start) == nil)
         // Nothing to do is nothing done.
         let none = table.changes(device.state, ["n2": peer], keepAlive: 25, now: Self.start).changes
@@ -119,7 +120,7 @@ struct PeerTableTests {
             #expect(device.state.peers[Make.key(5)]?.sentBytes == 296, "not at every pass")
             device.shakeHands(5)
             pass(&table, &device, [peer], after: .milliseconds(900))
-            #expect(table.isReady("n2") && device.state.peers[Make.key(5)]?.sentBytes == 296)
+            #expect(table.carries("n2") && device.state.peers[Make.key(5)]?.sentBytes == 296)
         }
     }
 
@@ -132,7 +133,7 @@ struct PeerTableTests {
         pass(&table, &device, [try plan("n2", 2, "10.48.2.0/26")])
         let changed = try plan("n2", 3, "10.48.2.0/26")
         pass(&table, &device, [changed])
-        #expect(table.isReady("n2") && table.carrier(of: "n2") == Make.key(2))
+        #expect(table.carries("n2") && table.carrier(of: "n2") == Make.key(2))
         #expect(device.state.peers[Make.key(3)]?.allowedIPs == [] && device.state.peers[Make.key(3)]?.keepAlive == 1)
         #expect(device.state.peers[Make.key(2)]?.allowedIPs == changed.allowedIPs)
         device.shakeHands(3)
@@ -194,6 +195,37 @@ struct PeerTableTests {
         #expect(device.state.peers[Make.key(2)]?.endpoint == moved.endpoint)
     }
 
+    @Test("a peer or a device that is lost is made anew, and what it carried is not sent in clear meanwhile")
+    func lostPeer() throws {
+        var device = Device()
+        var table = PeerTable()
+        let peers = [try plan("n2", 2, "10.48.2.0/26"), try plan("n3", 3, "10.48.3.0/26")]
+        pass(&table, &device, peers)
+        device.shakeHands(2)
+        pass(&table, &device, peers)
+        #expect(table.carries("n2") && !table.carries("n3"))
+        device.state.peers = [:]
+        pass(&table, &device, peers)
+        #expect(table.carries("n2") && !table.carries("n3"))
+        #expect(table.readiness("n2", planned: Make.key(2)) == .handshaking)
+        #expect(device.state.peers.count == 2)
+        // An agent that starts while the peer is lost goes by what the slots say.
+        device.state.peers = [:]
+        var second = PeerTable()
+        second.adopt(
+            [
+                (SlotOwner(node: "n2", family: .ipv4, publicKey: Make.key(2)), .tunnel),
+                (SlotOwner(node: "n3", family: .ipv4, publicKey: Make.key(3)), .clear),
+            ], family: .ipv4)
+        pass(&second, &device, peers)
+        #expect(second.carries("n2") && !second.carries("n3"))
+        // Whose WireGuard is gone is carried no longer.
+        pass(&second, &device, [peers[1]])
+        #expect(!second.carries("n2"))
+        pass(&second, &device, peers)
+        #expect(!second.carries("n2"))
+    }
+
     @Test("an adopted key carries on")
     func adoption() throws {
         var device = Device()
@@ -201,9 +233,9 @@ struct PeerTableTests {
         pass(&first, &device, [try plan("n2", 2, "10.48.2.0/26")])
         device.shakeHands(2)
         var second = PeerTable()
-        second.adopt([SlotOwner(node: "n2", family: .ipv4, publicKey: Make.key(2))], family: .ipv4)
+        second.adopt([(SlotOwner(node: "n2", family: .ipv4, publicKey: Make.key(2)), .tunnel)], family: .ipv4)
         pass(&second, &device, [try plan("n2", 3, "10.48.2.0/26")])
-        #expect(second.carrier(of: "n2") == Make.key(2) && second.isReady("n2"))
+        #expect(second.carrier(of: "n2") == Make.key(2) && second.carries("n2"))
     }
 }
 

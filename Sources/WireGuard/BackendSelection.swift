@@ -1,28 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-public import Model
-
-/// Finds the backend that a setting asks for.
+/// Finds a backend.
 public enum BackendSelection {
-    /// `Auto` is the kernel's where it has one, else userspace. Throws with the reason
-    /// and the remedy when what is asked for is not to be had.
-    /// A device of these names that is there already decides for `Auto`.
-    public static func backend(
-        _ choice: WireGuardBackendChoice, devices: [String] = []
-    ) throws -> any WireGuardBackend {
-        switch choice {
+    /// The backend of a kind; nil: the kernel's where it has one, else userspace, but the one of
+    /// these devices where one of them is there already. Throws with the reason and the remedy when
+    /// what is asked for is not to be had.
+    public static func backend(_ kind: BackendKind?, devices: [String] = []) throws -> any WireGuardBackend {
+        switch kind {
         case .kernel:
             guard KernelBackend.isAvailable() else {
-                throw WireGuardError.unsupported("wireguardBackend is Kernel and this kernel has no WireGuard")
+                throw WireGuardError.unsupported("the kernel's is asked for and this kernel has no WireGuard")
             }
             return try KernelBackend()
         case .userspace:
             guard UserspaceBackend.isAvailable() else {
                 throw WireGuardError.unsupported(
-                    "wireguardBackend is Userspace and wireguard-go or /dev/net/tun is missing")
+                    "wireguard-go is asked for, and it or /dev/net/tun is missing")
             }
             return try UserspaceBackend()
-        case .auto:
+        case nil:
             for device in devices {
                 if let (kind, _) = try state(device: device) {
                     return kind == .kernel ? try KernelBackend() : try UserspaceBackend()
@@ -46,6 +42,6 @@ public enum BackendSelection {
     /// Deletes a device, whichever backend has it; what is not there is no error.
     public static func delete(device: String) throws {
         guard let (kind, _) = try state(device: device) else { return }
-        try backend(kind == .kernel ? .kernel : .userspace).delete(device: device)
+        try backend(kind).delete(device: device)
     }
 }
