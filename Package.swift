@@ -108,7 +108,8 @@ let package = Package(
                 "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
             ], swiftSettings: strict),
         .testTarget(
-            name: "ProgramTests", dependencies: ["Lab", "Flows", "DataplaneMaps", "BPF", "Model"], swiftSettings: strict
+            name: "ProgramTests", dependencies: ["Lab", "Flows", "DataplaneMaps", "BPF", "Model", system],
+            swiftSettings: strict
         ),
         .testTarget(
             name: "ClusterTests",

@@ -8,9 +8,9 @@
 #   scripts/demo.sh --keep    leaves the lab up
 #   scripts/demo.sh --json    prints one JSON object on standard output, nothing else
 #   scripts/demo.sh --wireguard kernel    not wireguard-go (userspace), nor what is there (auto)
-#   scripts/vm.sh -- scripts/demo.sh --wireguard kernel    on a kernel that has WireGuard
 #
-# Builds first, unless WGPLANE_BINARY names a wgplane that is ready.
+# Builds first, unless WGPLANE_BINARY names a wgplane that is ready. On a kernel with WireGuard, after a build:
+#   WGPLANE_BINARY=.build/release/wgplane scripts/vm.sh -- scripts/demo.sh --wireguard kernel
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

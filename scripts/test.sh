@@ -5,8 +5,9 @@
 #
 #   scripts/test.sh                 on this kernel, and on Debian's stock kernels in virtual machines
 #                                   the packet tests and the proof with the kernel's own WireGuard
-#   scripts/test.sh --all           the whole matrix: every test on every kernel and attachment, and
-#                                   in user-mode Linux; hours. Writes scripts/MATRIX.md
+#   scripts/test.sh --all           the whole matrix: the packet and cluster tests on every kernel and
+#                                   attachment, and in user-mode Linux; hours. Writes scripts/MATRIX.md
+#   scripts/test.sh --record        as without an option, and in user-mode Linux; writes scripts/MATRIX.md
 #   scripts/test.sh --host [OPTION...]   this kernel only; options go to `swift test` (--filter NAME)
 #   scripts/test.sh --machine K     one machine only: 5.10, 6.1, 6.12, newest, or uml
 #
@@ -14,15 +15,17 @@
 # has what it needs fails the run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export LC_ALL=C.UTF-8 # the marks in a test's log are no ASCII
 started=$SECONDS
 say() { printf 'test: %s\n' "$*"; }
 
-kernels=(5.10 6.1 6.12 newest) set=proof host=1
+kernels=(5.10 6.1 6.12 newest) set=proof host=1 matrix=
 case ${1:-} in
---all) set=whole && kernels+=(uml) && shift ;;
+--all) set=whole matrix=scripts/MATRIX.md && kernels+=(uml) && shift ;;
+--record) matrix=scripts/MATRIX.md && kernels+=(uml) && shift ;;
 --host) kernels=() && shift ;;
 --machine) host= && kernels=("${2:?name a machine: 5.10, 6.1, 6.12, newest or uml}") && shift 2 ;;
--h | --help) sed -n '3,17s/^# \{0,1\}//p' "$0" && exit 0 ;;
+-h | --help) sed -n '3,18s/^# \{0,1\}//p' "$0" && exit 0 ;;
 esac
 [ $# = 0 ] || [ ${#kernels[@]} = 0 ] || {
 	echo "test: $* goes with --host only; see --help" >&2
@@ -42,11 +45,12 @@ export WGPLANE_TEST_PREFIX=$prefix
 results=$(mktemp -d)
 log=$results/log
 : >"$results/lines"
-running=()
+# Jobs are groups of their own, so that each is ended whole.
+set -m
 clean_up() {
 	status=$?
 	trap - EXIT INT TERM
-	for process in "${running[@]}"; do kill "$process" 2>/dev/null && wait "$process" 2>/dev/null; done
+	for process in $(jobs -pr); do kill -- -"$process" 2>/dev/null && wait "$process" 2>/dev/null; done
 	# Labs that a failed or interrupted test has left.
 	if [ -x "${wgplane:-}" ]; then
 		for left in /run/wgplane-lab/"$prefix"-*; do
@@ -68,7 +72,6 @@ fetch() {
 }
 fetch >"$results/fetch" 2>&1 &
 fetcher=$!
-running+=($fetcher)
 
 say "building"
 # The build's own lines only when it fails.
@@ -87,7 +90,6 @@ if [ -n "$host" ]; then
 	begun=$SECONDS
 	swift test --skip-build --no-parallel "$@" >"$log" 2>&1 &
 	runner=$!
-	running+=($runner)
 	tail -n +1 -f --pid=$runner "$log" 2>/dev/null | grep -v --line-buffered -E '^(◇|􀟈) ' &
 	wait $runner
 	status=$?
@@ -121,12 +123,12 @@ if [ ${#kernels[@]} -gt 0 ]; then
 	lanes=($!)
 	lane "${second[@]}" &
 	lanes+=($!)
-	running+=("${lanes[@]}")
 	for process in "${lanes[@]}"; do wait "$process"; done
+	for kernel in "${kernels[@]}"; do missing "$kernel" $set; done
 fi
 
 write_matrix "$results/matrix.md"
-[ $set = proof ] || cp "$results/matrix.md" scripts/MATRIX.md
+[ -z "$matrix" ] || cp "$results/matrix.md" "$matrix"
 say "done after $((SECONDS - started)) s"
 cat "$results/matrix.md"
 read -r passed failed lacking skipped < <(awk '{ p += $6; f += $7; l += $8; s += $9 } END { print p + 0, f + 0, l + 0, s + 0 }' "$results/lines")

@@ -13,7 +13,8 @@ Runs COMMAND as root on another kernel: one of Debian's stock kernels in qemu (t
 The machine sees this system's files as they are, the checkout included; what it writes
 goes to memory and is gone with it. Standard output, standard error and the exit status are
 the command's own; standard input is empty. Files that the command puts into $WGPLANE_VM_OUT
-are kept with --out. Variables named WGPLANE_... are handed on.
+are kept with --out. Variables named WGPLANE_... are handed on; $WGPLANE_LAB_PATIENCE, the factor
+for the lab's deadlines, is 5 unless it is set.
 
   --kernel K       5.10 (bullseye), 6.1 (bookworm), 6.12 (backports), or the newest released
   --uml            user-mode Linux 6.12: boots in half a second, one processor, no JIT
@@ -79,10 +80,48 @@ locked() { # PART COMMAND...
 	"${@:2}"
 	exec {lock}>&-
 }
+# Downloading, unpacking and building: a group of processes that ends with this script.
+preparation() { # PART COMMAND...
+	local status=0
+	set -m
+	(
+		set +m
+		locked "$@"
+	) </dev/null &
+	preparing=$!
+	set +m
+	trap 'kill -- -$preparing 2>/dev/null; wait; exit 143' INT TERM
+	wait $preparing || status=$?
+	trap - INT TERM
+	[ $status = 0 ] || exit $status
+}
+# What a machine runs on is not replaced before it has ended.
+in_use() {
+	exec {used}>"$1.used"
+	flock -s "$used"
+}
+replace() { # NEW OLD
+	local lock
+	exec {lock}>"$2.used"
+	flock -n "$lock" || die "${2##*/} is in use by a machine; end it first"
+	rm -rf "$2"
+	mv "$1" "$2"
+	exec {lock}>&-
+}
 tools=$cache/tools
-locked tools prepare_tools
-if [ -n "$uml" ]; then locked uml prepare_uml; else locked "kernel-$kernel" prepare_kernel; fi
+preparation tools prepare_tools
+in_use "$tools"
+if [ -n "$uml" ]; then
+	name_uml
+	preparation uml prepare_uml
+	in_use "${uml%/*}"
+else
+	name_kernel
+	preparation "kernel-$kernel" prepare_kernel
+	in_use "$machine_kernel"
+fi
 [ -z "$fetch_only" ] || exit 0
+[ -n "$uml" ] || [ -n "$accel" ] || accel=$(cat "$verdict")
 
 # What the machine and this script tell each other: the command going in, its output and status coming out.
 exchange=$(mktemp -d "${TMPDIR:-/tmp}/wgplane-vm.XXXXXX")
@@ -105,8 +144,10 @@ mkdir "$exchange/out"
 printf '%s\0' "$@" >"$exchange/command"
 printf '%s' "$PWD" >"$exchange/directory"
 {
-	printf '%s\0' "PATH=$PATH" "HOME=${HOME:-/root}" "LANG=${LANG:-C.UTF-8}" "USER=root"
-	env -0 | grep -z '^WGPLANE_' | grep -z -v '^WGPLANE_VM_' || true
+	# Emulated, everything takes its time: the lab's deadlines are stretched.
+	printf '%s\0' "PATH=$PATH" "HOME=${HOME:-/root}" "LANG=${LANG:-C.UTF-8}" "USER=root" \
+		"WGPLANE_LAB_PATIENCE=${WGPLANE_LAB_PATIENCE:-5}"
+	env -0 | grep -z '^WGPLANE_' | grep -z -vE '^WGPLANE_(VM_|LAB_PATIENCE=)' || true
 } >"$exchange/environment"
 
 if [ -n "$uml" ]; then start_uml; else start_qemu; fi # sets $machine
@@ -136,5 +177,5 @@ if [ -e "$exchange/timed-out" ]; then
 	say "ended after $limit s, as asked for by --timeout; the command was still running"
 	exit 124
 fi
-tail -n 30 "$exchange/console" >&2
+tail -q -n 20 "$exchange"/qemu "$exchange"/uml "$exchange"/virtiofsd? "$exchange/console" >&2 2>/dev/null || true
 die "the machine ended without a result; its last messages are above"

@@ -137,10 +137,8 @@ public struct Doctor: Sendable {
                 else: "bpf_ktime_get_ns, some nanoseconds more a packet", "kernel 5.11 has the coarse clock"),
             finding(
                 "conntrack from BPF", features.mayAskConntrack && KernelSymbols.canAskConntrack, "bpf_skb_ct_lookup",
-                else: features.mayAskConntrack
-                    ? "programs may ask, but nf_conntrack is not loaded; where services are rewritten, the steering path is Stack"
-                    : "not to be had; where services are rewritten by netfilter, the steering path is Stack",
-                "kernel 6.1 or later with nf_conntrack loaded before the agent starts"),
+                else: "not there; where netfilter rewrites services, the steering path is Stack",
+                "kernel 5.19 or later, with nf_conntrack loaded before the agent starts"),
             finding(
                 "BPF map batches", features.readsHashesInBatches && features.readsTriesInBatches, "hashes and tries",
                 else: "\(single) are read entry by entry", "kernel 5.14 has batches for all maps"),

@@ -9,7 +9,7 @@ import WireGuard
 ///
 /// A node's traffic is carried once a handshake has been seen, and never un-steered while
 /// the node has WireGuard: not because that was long ago, nor when the peer or the device is
-/// lost and made anew. Until the next handshake packets wait in the device. When a node publishes another key, the new
+/// lost and made anew. Until the next handshake packets wait in the device, which keeps 128. When a node publishes another key, the new
 /// peer is made without allowed IPs; the old one goes on until the new has shaken
 /// hands. A key that nobody answers for takes nothing away.
 struct PeerTable: Sendable {
@@ -55,12 +55,17 @@ struct PeerTable: Sendable {
     mutating func observe(
         _ device: DeviceState, _ plan: [String: PeerPlan], now: ContinuousClock.Instant, mayRetire: Bool = true
     ) {
-        waitingSince = plan.values.reduce(into: [:]) { $0[$1.publicKey] = waitingSince[$1.publicKey] ?? now }
+        // A peer that is lost waits anew, with all courtesy.
+        let lost = ready.subtracting(device.peers.keys)
+        waitingSince = plan.values.reduce(into: [:]) {
+            $0[$1.publicKey] = lost.contains($1.publicKey) ? now : waitingSince[$1.publicKey] ?? now
+        }
         for (key, peer) in device.peers where peer.lastHandshake != nil { ready.insert(key) }
         ready.formIntersection(device.peers.keys)
         for (node, peer) in plan {
             retiring[peer.publicKey] = nil
             let carrier = carriers[node]
+            if let carrier, ready.contains(carrier) { carried.insert(node) }
             if let carrier, carrier != peer.publicKey, ready.contains(carrier), !ready.contains(peer.publicKey) {
                 continue
             }

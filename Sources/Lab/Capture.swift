@@ -38,14 +38,17 @@ public final class UnderlayCapture: Sendable {
         thread = BackgroundThread {
             var end: UInt64?
             while true {
-                if flag.isRaised, end == nil { end = monotonicNanoseconds() + 1_000_000_000 }
+                if flag.isRaised, end == nil { end = monotonicNanoseconds() + UInt64(Lab.patience) * 1_000_000_000 }
                 guard let frame = try? socket.next() else {
                     // Nothing for 20 ms: time to see whether it is over.
                     if end != nil { return }
                     continue
                 }
-                // Traffic that does not end keeps nobody waiting.
-                if let end, monotonicNanoseconds() > end { return }
+                // Traffic that does not end keeps nobody waiting; what is left over is not seen.
+                if let end, monotonicNanoseconds() > end {
+                    box.counts.withLock { $0.lost += 1 }
+                    return
+                }
                 let seen = UnderlayPacket(frame.bytes)
                 guard let seen else { continue }
                 box.counts.withLock { count in
@@ -70,12 +73,13 @@ public final class UnderlayCapture: Sendable {
     /// What has been seen so far.
     public func count() -> CaptureCount { box.counts.withLock { $0 } }
 
-    /// Stops when what is queued has been looked at, or after a second, and returns all that was seen.
+    /// Stops when what is queued has been looked at, and returns all that was seen. Where traffic
+    /// goes on, after a second, and `lost` is not 0.
     public func stop() -> CaptureCount {
         flag.raise()
         thread.join()
         var result = count()
-        result.lost = Int(socket.lost())
+        result.lost += Int(socket.lost())
         return result
     }
 }

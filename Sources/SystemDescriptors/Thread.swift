@@ -16,7 +16,11 @@ final class Gate<Value: Sendable>: Sendable {
     func wait() -> Value {
         while true {
             semaphore.wait()
-            if let result = value.withLock({ $0 }) { return result }
+            if let result = value.withLock({ $0 }) {
+                // For whoever waits beside or after.
+                semaphore.signal()
+                return result
+            }
         }
     }
 }
@@ -68,18 +72,18 @@ struct Worker: ~Copyable, Sendable {
 /// A thread of its own that somebody waits for in the end: for blocking loops of tests and the lab.
 public final class BackgroundThread: Sendable {
     private let ended = Gate<Void>()
-    private let worker: Worker
 
     public init(_ body: @escaping @Sendable () -> Void) {
         let ended = ended
-        worker = Worker {
+        let worker = Worker {
             body()
             ended.open(())
         }
+        worker.detach()
     }
 
-    /// Waits for its end; once.
-    public func join() { worker.join() }
+    /// Waits for its end.
+    public func join() { ended.wait() }
 }
 
 /// Starts a thread that nobody waits for.

@@ -14,11 +14,11 @@ extension DeviceChange {
     func movingRemovals() -> DeviceChange {
         var result = self
         var homeless: Set<CIDR> = []
-        for index in result.peers.indices {
+        for index in result.peers.indices where !result.peers[index].remove {
             homeless.formUnion(result.peers[index].removedAllowedIPs)
             result.peers[index].removedAllowedIPs = []
         }
-        for peer in peers { homeless.subtract(peer.allowedIPs) }
+        for peer in peers where !peer.remove { homeless.subtract(peer.allowedIPs) }
         guard !homeless.isEmpty, let nobody = PrivateKey.generate().publicKey else { return result }
         var taker = PeerChange(nobody)
         taker.allowedIPs = homeless.sorted()

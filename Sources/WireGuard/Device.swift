@@ -56,7 +56,9 @@ public struct PeerChange: Sendable, Hashable {
     /// The allowed IPs become exactly `allowedIPs`; otherwise those are added.
     public var replaceAllowedIPs = false
     public var allowedIPs: [CIDR] = []
-    /// Taken from this peer if it has them; the others stay as they are all the while.
+    /// Taken from this peer; the others stay as they are all the while. Name only what the peer
+    /// has: before Linux 6.16 and with wireguard-go it would be taken from another one that has it.
+    /// What the same change adds to a peer stays.
     public var removedAllowedIPs: [CIDR] = []
 
     public init(_ publicKey: PublicKey) { self.publicKey = publicKey }

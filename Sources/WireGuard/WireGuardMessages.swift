@@ -30,7 +30,8 @@ enum WireGuardMessages {
         }
         for peer in change.peers {
             var added = peer.allowedIPs[...]
-            var removed = peer.removedAllowedIPs[...]
+            // What is added at the same time stays, as where it is done by moving.
+            var removed = peer.removedAllowedIPs.filter { !peer.allowedIPs.contains($0) }[...]
             var piece = peer
             repeat {
                 if room == 0 || current.peers.count == peersPerMessage { flush() }

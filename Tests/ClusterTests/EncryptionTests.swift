@@ -99,6 +99,11 @@ struct EncryptionTests {
             #expect(second - first >= 100 * 64)
             let layout = PinLayout(root: lab.paths.pins("node1"))
             for link in layout.pinnedLinks() { try Attachment.removePin(link.pin) }
+            if lab.status("node1")?.attachment == "clsact" {
+                for device in Set(lab.status("node1")?.attachments.map(\.device) ?? []) {
+                    _ = try await Cluster.execute(lab, "node1", ["tc", "qdisc", "del", "dev", device, "clsact"])
+                }
+            }
             // The kernel detaches a link a moment after its last reference is gone.
             try await lab.wait("nothing goes into the tunnel but a keepalive") {
                 let before = try await sent()

@@ -161,7 +161,12 @@ struct SafetyTests {
                     let shown = try await Cluster.execute(
                         lab, "node1", ["tc", "filter", "show", "dev", "eth0", "egress"])
                     let count = shown.output.split(separator: "\n").filter { $0.contains("handle 0x1") }.count
-                    let links = choice == "TCX" ? lab.status("node1")?.attachments.count : 0
+                    // Three at the devices of uplink and pod, two at WireGuard's, and those of the kernel's
+                    // own tunnel devices.
+                    let attachments = lab.status("node1")?.attachments ?? []
+                    let devices: Set<String> = ["eth0", "cali1p1", "wireguard.cali"]
+                    guard attachments.count(where: { devices.contains($0.device) }) == 5 else { return false }
+                    let links = choice == "TCX" ? attachments.count : 0
                     return count == filters && layout.pinnedLinks().count == links
                 }
                 let prober = Prober(try lab.place("node1"))

@@ -209,6 +209,8 @@ struct PeerTableTests {
         #expect(table.carries("n2") && !table.carries("n3"))
         #expect(table.readiness("n2", planned: Make.key(2)) == .handshaking)
         #expect(device.state.peers.count == 2)
+        // What was lost waits anew: the side with the lower key is not in a hurry to begin again.
+        #expect(table.nextLook(["n2": peers[0]], now: Self.start + .seconds(1)) == .milliseconds(50))
         // An agent that starts while the peer is lost goes by what the slots say.
         device.state.peers = [:]
         var second = PeerTable()
@@ -224,6 +226,17 @@ struct PeerTableTests {
         #expect(!second.carries("n2"))
         pass(&second, &device, peers)
         #expect(!second.carries("n2"))
+    }
+
+    @Test("a handshake and another key for the node, seen at once: the old peer carries")
+    func handshakeMeetsNewKey() throws {
+        var device = Device()
+        var table = PeerTable()
+        pass(&table, &device, [try plan("n2", 2, "10.48.2.0/26")])
+        #expect(!table.carries("n2"))
+        device.shakeHands(2)
+        pass(&table, &device, [try plan("n2", 3, "10.48.2.0/26")])
+        #expect(table.carries("n2") && table.carrier(of: "n2") == Make.key(2))
     }
 
     @Test("an adopted key carries on")

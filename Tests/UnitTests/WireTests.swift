@@ -113,6 +113,58 @@ struct WireGuardWireTests {
         for peer in peers { #expect(seen[peer.publicKey] == peer.allowedIPs) }
     }
 
+    @Test("single allowed IPs are removed by their flag, in as many messages as it takes")
+    func removing() throws {
+        var peer = PeerChange(Self.key)
+        peer.updateOnly = true
+        peer.removedAllowedIPs = [try #require(CIDR("10.48.115.64/26"))]
+        var payload = NetlinkPayload()
+        WireGuardMessages.encode(DeviceChange(peers: [peer]), device: "wg0", into: &payload)
+        var expected: [UInt8] = [8, 0, 2, 0, 0x77, 0x67, 0x30, 0]  // WGDEVICE_A_IFNAME "wg0"
+        expected += [92, 0, 8, 0x80, 88, 0, 0, 0x80]  // WGDEVICE_A_PEERS, one peer
+        expected += [36, 0, 1, 0] + Self.key.bytes  // WGPEER_A_PUBLIC_KEY
+        expected += [8, 0, 3, 0, 4, 0, 0, 0]  // WGPEER_A_FLAGS: UPDATE_ONLY
+        expected += [40, 0, 9, 0x80, 36, 0, 0, 0x80]  // WGPEER_A_ALLOWEDIPS, one
+        expected += [6, 0, 1, 0, 2, 0, 0, 0]  // family AF_INET
+        expected += [8, 0, 2, 0, 10, 48, 115, 64]  // address
+        expected += [5, 0, 3, 0, 26, 0, 0, 0]  // mask
+        expected += [8, 0, 4, 0, 1, 0, 0, 0]  // WGALLOWEDIP_A_FLAGS: REMOVE_ME
+        #expect(payload.bytes == expected)
+
+        func many(_ second: Int) throws -> [CIDR] {
+            try (0..<900).map { try #require(CIDR("10.\(second).\($0 / 256).\($0 % 256)/32")) }
+        }
+        peer.allowedIPs = try many(1)
+        peer.removedAllowedIPs = try many(2) + [peer.allowedIPs[7]]
+        let parts = WireGuardMessages.parts(of: DeviceChange(peers: [peer]))
+        #expect(parts.count == 3)
+        #expect(parts.flatMap(\.peers).flatMap(\.allowedIPs) == peer.allowedIPs)
+        #expect(try parts.flatMap(\.peers).flatMap(\.removedAllowedIPs) == many(2), "what is added stays")
+        for part in parts {
+            payload = NetlinkPayload()
+            WireGuardMessages.encode(part, device: "wg0", into: &payload)
+            #expect(payload.bytes.count < 65000)
+        }
+    }
+
+    @Test("where there is no flag, allowed IPs move to a peer that goes with them")
+    func moving() throws {
+        let cidrs = try (0..<4).map { try #require(CIDR("10.48.\($0).0/24")) }
+        var taking = PeerChange(Make.key(2))
+        taking.allowedIPs = [cidrs[0]]
+        var losing = PeerChange(Self.key)
+        losing.allowedIPs = [cidrs[2]]
+        losing.removedAllowedIPs = Array(cidrs[0...1])
+        var going = PeerChange(Make.key(3))
+        going.remove = true
+        going.removedAllowedIPs = [cidrs[3]]
+        let moved = DeviceChange(peers: [taking, losing, going]).movingRemovals()
+        #expect(moved.peers.count == 5 && moved.peers[0] == taking)
+        #expect(moved.peers[1].removedAllowedIPs.isEmpty && moved.peers[1].allowedIPs == [cidrs[2]])
+        #expect(moved.peers[3].allowedIPs == [cidrs[1]] && moved.peers[3].publicKey == moved.peers[4].publicKey)
+        #expect(moved.peers[4].remove)
+    }
+
     @Test("a dump in several messages is merged")
     func merging() throws {
         func message(_ cidrs: [String]) throws -> NetlinkAttributes {

@@ -26,6 +26,13 @@ room() {
 		[ -n "$address" ] || exit 125
 		echo "deb [signed-by=$key] $address $suite main"
 	done >"$directory/sources.list"
+	# The system's settings for downloading, and none of its hooks.
+	mkdir -p "$directory/parts"
+	{
+		apt-config dump 2>/dev/null | grep '^Acquire::' || true
+		echo "Dir::Etc::parts \"$directory/parts\"; Dir::Etc::main \"/dev/null\";"
+	} >"$directory/apt.conf"
+	export APT_CONFIG=$directory/apt.conf
 	apt=(-qq -o Dir::State="$directory/state" -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache="$directory/cache"
 		-o Dir::Etc::sourcelist="$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null
 		-o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3)
@@ -36,7 +43,10 @@ room() {
 unpack() {
 	local into=$1 downloads
 	shift
-	downloads=$(mktemp -d "$cache/download.XXXXXX")
+	# Those of an earlier run that was cut off; one at a time prepares a part.
+	downloads=$cache/download.${into##*/}
+	rm -rf "$downloads"
+	mkdir "$downloads"
 	(cd "$downloads" && apt-get "${apt[@]}" download "$@" >/dev/null) || die "cannot download $*"
 	mkdir -p "$into"
 	for package in "$downloads"/*.deb; do dpkg -x "$package" "$into" || die "cannot unpack $package"; done

@@ -5,17 +5,23 @@
 
 prepare_tools() { [ -e "$tools/complete" ] || fetch_tools; }
 
-prepare_kernel() {
+name_kernel() {
 	machine_kernel=$cache/kernel-$kernel
+	# Of its init: another checkout's may be another.
+	initramfs=$machine_kernel/initramfs-$(sha256sum "$here/vm/initramfs-init" | cut -c 1-12)
+	verdict=$machine_kernel/accelerator-$(cat /proc/sys/kernel/random/boot_id)
+}
+
+prepare_kernel() {
 	if [ ! -e "$machine_kernel/complete" ] || [ -n "$refresh" ]; then fetch_kernel; fi
 	make_initramfs
-	[ -n "$accel" ] || choose_accelerator
+	[ -n "$accel" ] || choose_accelerator 2>/dev/null
 }
 
 # qemu 7.2 crashed one machine in two, and later ones come without the virtiofsd that is
 # written in C: one of each.
 fetch_tools() {
-	local new=$cache/tools.new needed
+	local new=$cache/tools.new needed file
 	# shellcheck source=/dev/null
 	. /etc/os-release
 	[ "${VERSION_CODENAME:-}" = bookworm ] ||
@@ -26,11 +32,14 @@ fetch_tools() {
 	mapfile -t needed < <(apt-get "${apt[@]}" install -s --no-install-recommends -t bookworm-backports \
 		--reinstall qemu-system-x86 qemu-system-data seabios |
 		awk '$1 == "Inst" { sub(/^\(/, "", $3); if ($3 ~ /^\[/) sub(/^\(/, "", $4); print $2 "=" ($3 ~ /^\[/ ? $4 : $3) }')
+	[ ${#needed[@]} -gt 0 ] || die "apt cannot say what qemu-system-x86 depends on"
 	unpack "$new" "${needed[@]}" busybox-static
 	unpack "$new/virtiofsd" qemu-system-common/bookworm
+	for file in usr/bin/qemu-system-x86_64 bin/busybox virtiofsd/usr/lib/qemu/virtiofsd; do
+		[ -x "$new/$file" ] || die "the downloaded packages lack $file"
+	done
 	touch "$new/complete"
-	rm -rf "$tools"
-	mv "$new" "$tools"
+	replace "$new" "$tools"
 }
 
 # The newest package whose version begins with the one asked for: kernel image, and modules
@@ -62,15 +71,14 @@ fetch_kernel() {
 	"$tools/bin/busybox" depmod -b "$new" "$version" || die "depmod failed for $version"
 	echo "$version" >"$new/release"
 	touch "$new/complete"
-	rm -rf "$machine_kernel"
-	mv "$new" "$machine_kernel"
+	replace "$new" "$machine_kernel"
 }
 
 # busybox, the modules that mount the root with what they depend on, and an init.
 make_initramfs() {
 	local root=$machine_kernel/initramfs.d module number=100 file
 	release=$(cat "$machine_kernel/release")
-	[ ! -e "$machine_kernel/initramfs" ] || [ "$here/vm/initramfs-init" -nt "$machine_kernel/initramfs" ] || return 0
+	[ ! -e "$initramfs" ] || return 0
 	rm -rf "$root"
 	mkdir -p "$root"/{bin,modules,proc,dev,sys,lower,upper,new}
 	cp "$tools/bin/busybox" "$root/bin/busybox"
@@ -83,8 +91,8 @@ make_initramfs() {
 		cp "$machine_kernel/lib/modules/$release/$file" "$root/modules/$number-${file##*/}"
 		number=$((number + 1))
 	done
-	(cd "$root" && find . | "$tools/bin/busybox" cpio -o -H newc 2>/dev/null | gzip -1) >"$machine_kernel/initramfs.new"
-	mv "$machine_kernel/initramfs.new" "$machine_kernel/initramfs"
+	(cd "$root" && find . | "$tools/bin/busybox" cpio -o -H newc 2>/dev/null | gzip -1) >"$initramfs.new"
+	mv "$initramfs.new" "$initramfs"
 	rm -rf "$root"
 }
 
@@ -103,7 +111,7 @@ qemu() {
 		-M q35 -nodefaults -no-user-config -display none -no-reboot -net none \
 		-smp "$(nproc)" -m "$memory" \
 		-object "memory-backend-memfd,id=memory,size=${memory}M,share=on" -numa node,memdev=memory \
-		-kernel "$machine_kernel/vmlinuz" -initrd "$machine_kernel/initramfs" "$@"
+		-kernel "$machine_kernel/vmlinuz" -initrd "$initramfs" "$@"
 }
 accelerated() {
 	case $1 in
@@ -115,29 +123,38 @@ kernel_words="console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable"
 
 # KVM may be there and yet not run a stock kernel (nested, or filtered): tried once a boot and kernel.
 choose_accelerator() {
-	local verdict
-	verdict=$machine_kernel/accelerator-$(cat /proc/sys/kernel/random/boot_id)
-	if [ ! -e "$verdict" ]; then
-		accel=tcg
-		if [ -r /dev/kvm ] && [ -w /dev/kvm ]; then
-			# shellcheck disable=SC2046
-			if (qemu $(accelerated kvm) -serial stdio -append "$kernel_words wgplane.probe" &
-				sleeper=$! && (sleep 20 && kill $sleeper) 2>/dev/null & wait) </dev/null 2>/dev/null | grep -q 'wgplane: kernel runs'; then
-				accel=kvm
-			fi
-		fi
-		rm -f "$machine_kernel"/accelerator-*
-		echo "$accel" >"$verdict"
+	local found=tcg log machine
+	[ ! -e "$verdict" ] || return 0
+	if [ -r /dev/kvm ] && [ -w /dev/kvm ]; then
+		log=$(mktemp)
+		# shellcheck disable=SC2046
+		(qemu $(accelerated kvm) -serial stdio -append "$kernel_words wgplane.probe") </dev/null >"$log" 2>&1 &
+		machine=$!
+		for _ in {1..200}; do
+			! grep -q 'wgplane: kernel runs' "$log" || { found=kvm && break; }
+			kill -0 $machine 2>/dev/null || break
+			sleep 0.1
+		done
+		kill $machine 2>/dev/null || true
+		wait $machine 2>/dev/null || true
+		rm -f "$log"
 	fi
-	accel=$(cat "$verdict")
+	rm -f "$machine_kernel"/accelerator-*
+	echo $found >"$verdict"
 }
 
 # In a mount namespace of its own: the system's files as they are, and none that can be written.
 serve_root() {
 	mount --rbind / "$exchange/root"
-	awk -v root="$exchange/root" '$5 == root || index($5, root "/") == 1 { print $5 }' /proc/self/mountinfo | while read -r place; do
-		mount -o remount,bind,ro "$place" 2>/dev/null || true
-	done
+	local place options
+	while read -r place options; do
+		printf -v place '%b' "${place//\\/\\0}" # blanks are written in octal
+		case $place in
+		"$exchange/root" | "$exchange/root/"*)
+			case ,$options, in *,ro,*) ;; *) mount -o remount,bind,ro "$place" || umount -l "$place" ;; esac
+			;;
+		esac
+	done < <(awk '{ print $5, $6 }' /proc/self/mountinfo)
 	exec "$tools/virtiofsd/usr/lib/qemu/virtiofsd" --socket-path="$exchange/socket0" -o "source=$exchange/root" \
 		-o cache=always -o sandbox=chroot
 }

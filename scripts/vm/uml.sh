@@ -19,10 +19,13 @@ uml_on=(
 )
 uml_off=(MODULES DEBUG_INFO_NONE UML_NET_VDE UML_SOUND SOUND EXT4_FS HID_SUPPORT INPUT WLAN)
 
-prepare_uml() {
+name_uml() {
 	local id
-	id=$(printf '%s\n' "${uml_on[@]}" "${uml_off[@]}" | sha256sum | cut -c 1-12)
+	id=$(printf '%s\n' "${uml_on[@]}" "${uml_off[@]}" "$(declare -f compile_uml)" | sha256sum | cut -c 1-12)
 	uml=$cache/uml-$id/linux
+}
+
+prepare_uml() {
 	[ -x "$uml" ] && [ -z "$refresh" ] || build_uml
 }
 
@@ -32,6 +35,8 @@ compile_uml() {
 	cd "$1"
 	tar -xJf usr/src/linux-source-6.12.tar.xz --strip-components=1
 	rm -rf usr/src
+	# Stocks of map entries are filled up at the next tick of the clock.
+	sed -i '/^config HZ$/,/default/s/default 100/default 1000/' arch/um/Kconfig
 	make ARCH=um x86_64_defconfig
 	for name in "${uml_off[@]}"; do scripts/config -d "$name"; done
 	for name in "${uml_on[@]}"; do scripts/config -e "$name"; done
@@ -45,7 +50,7 @@ compile_uml() {
 build_uml() {
 	local new=$cache/uml.new source log=$cache/uml-build.log tool missing=()
 	for tool in gcc make flex bison m4 bc xz pahole; do command -v "$tool" >/dev/null || missing+=("$tool"); done
-	rm -rf "$new"
+	rm -rf "$new" "$new.built"
 	mkdir -p "$new"
 	if [ ${#missing[@]} -gt 0 ]; then
 		die "building user-mode Linux needs ${missing[*]}; run scripts/bootstrap.sh uml"
@@ -54,24 +59,17 @@ build_uml() {
 	room uml bookworm bookworm-security bookworm-backports
 	unpack "$new" linux-source-6.12
 	say "building user-mode Linux, once; about five minutes on two processors"
-	# A group of its own, so that an interrupted build ends whole.
-	set -m
-	compile_uml "$new" </dev/null >"$log" 2>&1 &
-	builder=$!
-	set +m
-	trap 'kill -- -$builder 2>/dev/null; exit 130' INT TERM
-	wait "$builder" || { tail -n 20 "$log" >&2; die "building failed; the whole log is $log"; }
-	trap - INT TERM
-	strip -o "$new/linux.stripped" "$new/linux"
-	rm -rf "$cache"/uml-*/
-	mkdir -p "$(dirname "$uml")"
-	cp "$new/.config" "$(dirname "$uml")/config"
-	mv "$new/linux.stripped" "$uml"
+	compile_uml "$new" >"$log" 2>&1 &
+	wait $! || { tail -n 20 "$log" >&2; die "building failed; the whole log is $log"; }
+	mkdir "$new.built"
+	strip -o "$new.built/linux" "$new/linux"
+	cp "$new/.config" "$new.built/config"
+	replace "$new.built" "${uml%/*}"
 	rm -rf "$new"
 }
 
 start_uml() {
-	(exec "$uml" "mem=${memory}M" rootfstype=hostfs hostfs=/ ro con=null con0=null,fd:3 panic=-1 \
+	(exec "$uml" "mem=${memory}M" "uml_dir=$exchange/uml-dir/" umid=vm rootfstype=hostfs hostfs=/ ro con=null con0=null,fd:3 panic=-1 \
 		init="$here/vm/uml-init" "WGPLANE_EXCHANGE=$exchange" "WGPLANE_BUSYBOX=$tools/bin/busybox" \
 		</dev/null 3>"$exchange/console" >"$exchange/uml" 2>&1) &
 	machine=$!
