@@ -8,7 +8,7 @@
 #   scripts/test.sh --all           the whole matrix: the packet and cluster tests on every kernel and
 #                                   attachment, and in user-mode Linux; hours. Writes scripts/MATRIX.md
 #   scripts/test.sh --record        as without an option, and in user-mode Linux; writes scripts/MATRIX.md
-#   scripts/test.sh --host [OPTION...]   this kernel only; options go to `swift test` (--filter NAME)
+#   scripts/test.sh --host [OPTION...]   this kernel only; options go to the tests (--filter NAME)
 #   scripts/test.sh --machine K     one machine only: 5.10, 6.1, 6.12, newest, or uml
 #
 # Ends with one line: N passed, N failed, N skipped. A test that is skipped although this kernel
@@ -66,6 +66,7 @@ trap 'exit 143' TERM
 
 # Downloading goes on beside the build, and is waited for before the first machine.
 fetch() {
+	set +m
 	for kernel in "${kernels[@]}"; do
 		[ "$kernel" = uml ] || scripts/vm.sh --kernel "$kernel" --fetch || return
 	done
@@ -88,7 +89,8 @@ say "built after $((SECONDS - started)) s"
 
 if [ -n "$host" ]; then
 	begun=$SECONDS
-	swift test --skip-build --no-parallel "$@" >"$log" 2>&1 &
+	# Not by way of `swift test`, which leaves its tests behind when it is ended.
+	"$binaries/wgplanePackageTests.xctest" --testing-library swift-testing --no-parallel "$@" >"$log" 2>&1 &
 	runner=$!
 	tail -n +1 -f --pid=$runner "$log" 2>/dev/null | grep -v --line-buffered -E '^(◇|􀟈) ' &
 	wait $runner
@@ -114,7 +116,10 @@ if [ ${#kernels[@]} -gt 0 ]; then
 	# Two lanes: each machine's tests run one after the other, mostly on one processor.
 	limit=1500
 	[ $set = proof ] || limit=7200
-	lane() { for kernel in "$@"; do machine "$kernel" $set $limit; done; }
+	lane() {
+		set +m # one group for all that it starts
+		for kernel in "$@"; do machine "$kernel" $set $limit; done
+	}
 	first=() second=()
 	for index in "${!kernels[@]}"; do
 		if [ $((index % 2)) = 0 ]; then first+=("${kernels[$index]}"); else second+=("${kernels[$index]}"); fi
