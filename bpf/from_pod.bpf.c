@@ -2,7 +2,7 @@
 /* Ingress of a local pod's host-side device: everything the pod sends. */
 #include "lib/steer.h"
 
-/* Back to the pod, from the address that the far side would answer from. */
+/* Back to the pod, from the tunnel's address on this node. */
 static __always_inline int too_big(struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
 {
 	if (wgp_answer_too_big(skb, p, mtu, 1))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Egress of an uplink: the node's own traffic, and pods' that took the stack. */
-/* Only a pod's device asks conntrack. */
+/* A pod's device and WireGuard's ask conntrack; what comes here has been through it. */
 #define WGP_NO_CONNTRACK
 #include "lib/steer.h"
 

@@ -18,7 +18,6 @@ clang-format --dry-run -Werror "${c_files[@]}" || complain "clang-format: run cl
 unsafe=$(grep -rlE 'Unsafe(Mutable)?(Raw)?(Buffer)?Pointer|withUnsafe|unsafeBitCast' Sources --include='*.swift' |
 	grep -vE '^Sources/(BPF|Netlink|SystemDescriptors|DataplaneMaps)/' || true)
 [ -z "$unsafe" ] || complain "unsafe memory outside its modules: $unsafe"
-# Imports go down only: what Package.swift does not list cannot be imported; siblings must not be listed.
 missing_license=$(grep -rL 'SPDX-License-Identifier' Sources bpf Tests scripts --include='*.swift' --include='*.c' --include='*.h' --include='*.sh' || true)
 [ -z "$missing_license" ] || complain "no SPDX line: $missing_license"
 long=$(git ls-files '*.swift' '*.c' '*.h' | xargs wc -l | awk '$1 > 400 && $2 != "total" {print $2 " (" $1 ")"}')

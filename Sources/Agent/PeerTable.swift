@@ -9,9 +9,9 @@ import WireGuard
 ///
 /// A node's traffic is carried once a handshake has been seen, and never un-steered while
 /// the node has WireGuard: not because that was long ago, nor when the peer or the device is
-/// lost and made anew. Until the next handshake packets wait in the device, which keeps 128. When a node publishes another key, the new
-/// peer is made without allowed IPs; the old one goes on until the new has shaken
-/// hands. A key that nobody answers for takes nothing away.
+/// lost and made anew. Until the next handshake packets wait in the device, which keeps 128.
+/// When a node publishes another key, the new peer is made without allowed IPs; the old one
+/// goes on until the new has shaken hands. A key that nobody answers for takes nothing away.
 struct PeerTable: Sendable {
     /// Key that a node's allowed IPs are with.
     private var carriers: [String: PublicKey] = [:]

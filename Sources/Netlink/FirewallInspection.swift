@@ -36,7 +36,7 @@ public enum FirewallInspection {
     struct Rule: Sendable, Hashable {
         /// Devices that it is for by equality; nil: any.
         var device: String?
-        /// It can only end with another verdict than drop.
+        /// It can end with drop, or with what nobody here knows; false: with another verdict only.
         var mayDrop = false
         /// Chains that it leads to.
         var jumps: [String] = []

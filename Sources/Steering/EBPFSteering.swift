@@ -10,8 +10,8 @@ internal import Reconciler
 /// Steering by the TC programs: fills their maps and attaches them.
 ///
 /// Order makes before it breaks: slots, endpoints, addresses, routes, then the
-/// slots' actions, then the programs; removal goes the other way. The maps are
-/// pinned and outlive the agent; the next one adopts them as they are.
+/// slots' actions, then the programs; what is wanted no more goes after what is new is there.
+/// The maps are pinned and outlive the agent; the next one adopts them as they are.
 public struct EBPFSteering: SteeringBackend {
     public let maps: PinnedMaps
     public let mechanism: AttachmentMechanism

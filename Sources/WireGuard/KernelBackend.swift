@@ -21,14 +21,14 @@ public final class KernelBackend: WireGuardBackend {
         route = try RouteSession()
     }
 
-    /// Whether a device can be made: with its own kind of link, which loads the module.
+    /// Whether a device can be made: by making one in a network namespace of its own, which loads
+    /// the module.
     public static func isAvailable() -> Bool {
         if (try? GenericSession(WG_GENL_NAME, version: UInt8(WG_GENL_VERSION))) != nil { return true }
-        guard let route = try? RouteSession() else { return false }
-        let probe = "wgplane-probe"
-        guard (try? route.createLink(named: probe, kind: "wireguard")) != nil else { return false }
-        try? route.deleteLink(named: probe)
-        return true
+        let made: Void? = try? inNewNetworkNamespace {
+            try RouteSession().createLink(named: "probe", kind: "wireguard")
+        }
+        return made != nil
     }
 
     /// Whether this kernel removes single allowed IPs, by trying on a device in a network

@@ -14,8 +14,8 @@ struct AgentCommand: AsyncParsableCommand {
         commandName: "agent", abstract: "Runs the node agent, in the foreground.",
         usage: "wgplane agent [options]",
         discussion: """
-            Needs root. Ends on SIGTERM and SIGINT, and leaves encryption running: programs and maps
-            are pinned, and the next agent adopts them. Switch WireGuard off, or run
+            Needs root. Ends on SIGTERM and SIGINT, and leaves encryption running: maps and
+            programs stay, and the next agent takes them over. Switch WireGuard off, or run
             `wgplane cleanup`, to take everything away. Only one agent runs for a node.
             """)
 

@@ -26,7 +26,7 @@
 /* ---- marks ------------------------------------------------------------- */
 /*
  * Chosen disjoint from kube-proxy (0x4000, 0x8000), Calico (0xffff0000 but for
- * the WireGuard bit, which is the seed's), Cilium (0x0f00) and the AWS CNI (0x80).
+ * the WireGuard bit, which is Felix's default), Cilium (0x0f00) and the AWS CNI (0x80).
  * A mark proves nothing to others, and pods can set them: from_pod, a pod's first
  * hook, overwrites ours before a packet goes on.
  */

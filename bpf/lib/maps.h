@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Every map of the data plane. All are pinned by name and shared by all programs. */
+/*
+ * The maps of the data plane, pinned by name and shared by all programs. Not here: the second
+ * lock's own (second_lock.h), and scratch memory, which is nobody's to share (parse.h).
+ */
 #ifndef WGPLANE_LIB_MAPS_H
 #define WGPLANE_LIB_MAPS_H
 
