@@ -127,7 +127,8 @@ public struct DataplanePrograms: Sendable {
             } catch {
                 // Before 5.11 there is no bpf_ktime_get_coarse_ns, which verifiers refuse in
                 // different words.
-                guard useCoarseClock, case .verifier = error else { throw error }
+                if case .layout = error { throw error }
+                guard useCoarseClock else { throw error }
                 useCoarseClock = false
             }
         }
@@ -153,8 +154,8 @@ public struct DataplanePrograms: Sendable {
             do {
                 return (try load(image, hook, layout, constants), image.name != hook.name)
             } catch {
-                // The first one's error is the one to tell.
-                failure = failure ?? error
+                // The last one's error is the one to tell: the first may lack conntrack only.
+                failure = error
                 if case .layout = error { throw error }
             }
         }

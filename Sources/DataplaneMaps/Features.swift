@@ -7,7 +7,8 @@ internal import CDataplaneABI
 public struct DataplaneFeatures: Sendable {
     /// `bpf_ktime_get_coarse_ns` (5.11).
     public var hasCoarseClock: Bool
-    /// The verifier takes the programs that ask conntrack by kfunc (`bpf_skb_ct_lookup`).
+    /// The programs that ask conntrack by kfunc (`bpf_skb_ct_lookup`, 5.19) are loaded: the kernel has it
+    /// and, where it is a module, nf_conntrack was there before.
     public var mayAskConntrack: Bool
     /// Programs are machine code; else the kernel interprets them.
     public var isCompiled: Bool

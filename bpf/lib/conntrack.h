@@ -19,11 +19,6 @@ struct wgp_conntrack_options {
 	__u8 reserved[2];
 };
 
-extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
-					 __u32 tuple_size, struct wgp_conntrack_options *options,
-					 __u32 options_size) __weak __ksym;
-extern void bpf_ct_release(struct nf_conn *connection) __weak __ksym;
-
 #ifdef WGP_NO_CONNTRACK
 static __always_inline int wgp_conntrack_knows(struct __sk_buff *skb, const struct wgp_packet *p)
 {
@@ -32,6 +27,15 @@ static __always_inline int wgp_conntrack_knows(struct __sk_buff *skb, const stru
 	return 0;
 }
 #else
+/*
+ * Not weak: asking whether a module's function is there is what older libbpf (1.1) cannot
+ * put right. Where it is not, the program is refused and the plain one takes its place.
+ */
+extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
+					 __u32 tuple_size, struct wgp_conntrack_options *options,
+					 __u32 options_size) __ksym;
+extern void bpf_ct_release(struct nf_conn *connection) __ksym;
+
 /* Has conntrack an entry for this packet, in either direction? TCP and UDP only. */
 static __always_inline int wgp_conntrack_knows(struct __sk_buff *skb, const struct wgp_packet *p)
 {
@@ -39,8 +43,7 @@ static __always_inline int wgp_conntrack_knows(struct __sk_buff *skb, const stru
 	struct bpf_sock_tuple tuple = {};
 	struct nf_conn *connection;
 
-	if (!bpf_skb_ct_lookup || !bpf_ct_release || p->fragment ||
-	    (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP))
+	if (p->fragment || (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP))
 		return 0;
 	if (p->family == 4) {
 		tuple.ipv4.saddr = p->source.v4;
