@@ -35,10 +35,8 @@ compile_uml() {
 	cd "$1"
 	tar -xJf usr/src/linux-source-6.12.tar.xz --strip-components=1
 	rm -rf usr/src
-	# Stocks of map entries are filled up at the next tick of the clock: made larger, and the tick shorter.
+	# Stocks of map entries are filled up at the next tick of the clock.
 	sed -i '/^config HZ$/,/default/s/default 100/default 1000/' arch/um/Kconfig
-	sed -i 's/alloc_bulk(c, cnt, cpu_to_node(cpu), false)/alloc_bulk(c, 256, cpu_to_node(cpu), false)/' kernel/bpf/memalloc.c
-	grep -q 'alloc_bulk(c, 256,' kernel/bpf/memalloc.c
 	make ARCH=um x86_64_defconfig
 	for name in "${uml_off[@]}"; do scripts/config -d "$name"; done
 	for name in "${uml_on[@]}"; do scripts/config -e "$name"; done
