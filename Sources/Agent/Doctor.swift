@@ -136,7 +136,7 @@ public struct Doctor: Sendable {
                 "BPF clock", features.hasCoarseClock, "bpf_ktime_get_coarse_ns",
                 else: "bpf_ktime_get_ns, some nanoseconds more a packet", "kernel 5.11 has the coarse clock"),
             finding(
-                "conntrack from BPF", features.mayAskConntrack && KernelSymbols.canAskConntrack, "bpf_skb_ct_lookup",
+                "conntrack from BPF", features.mayAskConntrack, "bpf_skb_ct_lookup",
                 else: "not there; where netfilter rewrites services, the steering path is Stack",
                 "kernel 5.19 or later, with nf_conntrack loaded before the agent starts"),
             finding(

@@ -37,7 +37,7 @@ extension NodeController {
         }
         if found.hasNAT {
             // Without it nobody can tell which packets a service's rewriting waits for.
-            guard steering?.canAskConntrack == true, KernelSymbols.canAskConntrack else {
+            guard steering?.canAskConntrack == true else {
                 return (.stack, "services are rewritten by netfilter, and this kernel's programs cannot ask conntrack")
             }
             return (.direct, "nothing filters forwarded packets; what conntrack has rewritten takes the stack")
@@ -107,13 +107,4 @@ struct Inspected: Sendable {
     var pods: [Link]
     /// Of pods' devices, uplinks, overlays and WireGuard's.
     var names: Set<String>
-}
-
-/// Functions of the kernel that programs may call.
-enum KernelSymbols {
-    /// `bpf_skb_ct_lookup` (5.19), of the kernel or its module nf_conntrack.
-    static let canAskConntrack: Bool = {
-        guard let text = try? readFile("/proc/kallsyms") else { return false }
-        return String(decoding: text, as: UTF8.self).contains(" bpf_skb_ct_lookup")
-    }()
 }

@@ -86,7 +86,8 @@ public struct DataplanePrograms: Sendable {
     private let layout: PinLayout
     /// False where the kernel has no `bpf_ktime_get_coarse_ns`, and the programs ask the exact clock.
     public private(set) var useCoarseClock: Bool
-    /// False where the kernel has refused the programs that may ask conntrack.
+    /// False where the programs that ask conntrack are not to be loaded: the kernel refuses them, or
+    /// has no `bpf_skb_ct_lookup`, which a module nf_conntrack brings.
     public private(set) var mayAskConntrack = true
     /// UDP ports of overlays, for guards that are loaded from now on.
     public var vxlanPorts: [UInt16] = [4789, 8472]

@@ -38,12 +38,19 @@ struct DeviceTests {
             }
     }
 
-    @Test("1,000 peers with 8 allowed IPs: set, read back, changed one by one, removed")
-    func scale() throws {
+    /// Runs a body with a new device in a namespace of its own.
+    private static func withDevice(_ body: @escaping @Sendable (any WireGuardBackend) throws -> Void) throws {
         try KernelInterfaceTests.inNamespace {
             let backend = try BackendSelection.backend(Cluster.wireguard.kind)
-            try backend.create(device: Self.device, mtu: 1420)
-            defer { try? backend.delete(device: Self.device) }
+            try backend.create(device: device, mtu: 1420)
+            defer { try? backend.delete(device: device) }
+            try body(backend)
+        }
+    }
+
+    @Test("1,000 peers with 8 allowed IPs: set, read back, changed one by one, removed")
+    func scale() throws {
+        try Self.withDevice { backend in
             try backend.apply(
                 DeviceChange(privateKey: .generate(), listeningPort: 51820, firewallMark: 0x2000_0000), to: Self.device)
             func read() throws -> DeviceState { try #require(try backend.state(device: Self.device)) }
@@ -106,10 +113,7 @@ struct DeviceTests {
 
     @Test("an allowed IP goes and comes without a moment in which others are missing")
     func removal() throws {
-        try KernelInterfaceTests.inNamespace {
-            let backend = try BackendSelection.backend(Cluster.wireguard.kind)
-            try backend.create(device: Self.device, mtu: 1420)
-            defer { try? backend.delete(device: Self.device) }
+        try Self.withDevice { backend in
             let first = try Self.peer(1)
             let second = try Self.peer(2)
             var changes = [first, second].map { peer in

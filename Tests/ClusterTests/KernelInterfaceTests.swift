@@ -13,10 +13,7 @@ import Testing
 struct KernelInterfaceTests {
     /// Runs a body in a new network namespace, which goes with it.
     static func inNamespace<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) throws -> Value {
-        let files = NamespaceFiles(network: "/tmp/wgplane-ns-\(UUID().uuidString)")
-        defer { files.remove() }
-        try files.create {}
-        return try files.run(body)
+        try inNewNetworkNamespace(body)
     }
 
     @Test("links, addresses, routes, rules and neighbours: made, read back, taken away")
