@@ -37,6 +37,9 @@ compile_uml() {
 	rm -rf usr/src
 	# Stocks of map entries are filled up at the next tick of the clock.
 	sed -i '/^config HZ$/,/default/s/default 100/default 1000/' arch/um/Kconfig
+	# And a stock begins full, not with one: here no interrupt of a stock's own fills it.
+	grep -q 'alloc_bulk(c, cnt, cpu_to_node(cpu), false)' kernel/bpf/memalloc.c
+	sed -i 's/alloc_bulk(c, cnt, cpu_to_node(cpu), false)/alloc_bulk(c, 256, cpu_to_node(cpu), false)/' kernel/bpf/memalloc.c
 	make ARCH=um x86_64_defconfig
 	for name in "${uml_off[@]}"; do scripts/config -d "$name"; done
 	for name in "${uml_on[@]}"; do scripts/config -e "$name"; done
