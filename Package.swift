@@ -48,8 +48,8 @@ let package = Package(
         .executableTarget(
             name: "wgplane",
             dependencies: [
-                "Lab", "Agent", "Datastore", "Flows", "DataplaneMaps", "WireGuard", "BPF", "SystemDescriptors", "Model",
-                arguments,
+                "Lab", "Agent", "Datastore", "DesiredState", "Flows", "DataplaneMaps", "WireGuard", "BPF",
+                "SystemDescriptors", "Model", arguments,
                 table, collections, lifecycle, signals, log,
             ], swiftSettings: strict),
         .target(
@@ -63,7 +63,7 @@ let package = Package(
             name: "Agent",
             dependencies: [
                 "Datastore", "DesiredState", "Steering", "Flows", "WireGuard", "DataplaneMaps", "BPF", "Netlink",
-                "SystemDescriptors", "Model", lifecycle, algorithms, log,
+                "SystemDescriptors", "Model", lifecycle, algorithms, collections, log,
             ],
             swiftSettings: strict),
 
@@ -72,7 +72,8 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "DesiredState", dependencies: ["Model", collections], swiftSettings: strict),
         .target(
-            name: "Steering", dependencies: ["DataplaneMaps", "BPF", "Netlink", "Reconciler", "Model", log],
+            name: "Steering",
+            dependencies: ["DataplaneMaps", "BPF", "Netlink", "Reconciler", "SystemDescriptors", "Model", log],
             swiftSettings: strict),
         .target(name: "Flows", dependencies: ["DataplaneMaps", "BPF", "Model"], swiftSettings: strict),
         .target(
@@ -92,7 +93,8 @@ let package = Package(
             swiftSettings: memorySafe),
 
         .target(name: "SystemDescriptors", dependencies: ["CLinuxUAPI", "CSodium", system], swiftSettings: memorySafe),
-        .target(name: "Model", dependencies: ["Addresses", collections], swiftSettings: strict),
+        .target(
+            name: "Model", dependencies: ["Addresses", collections], exclude: ["SETTINGS.md"], swiftSettings: strict),
         .target(name: "Addresses", swiftSettings: strict),
 
         .target(name: "CDataplaneABI", path: "bpf", sources: ["abi.c"], publicHeadersPath: "include"),
@@ -108,7 +110,8 @@ let package = Package(
                 "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
             ], swiftSettings: strict),
         .testTarget(
-            name: "ProgramTests", dependencies: ["Lab", "Flows", "DataplaneMaps", "BPF", "Model", system],
+            name: "ProgramTests",
+            dependencies: ["Lab", "Flows", "DataplaneMaps", "BPF", "SystemDescriptors", "Model", system],
             swiftSettings: strict
         ),
         .testTarget(

@@ -36,7 +36,7 @@ int from_pod(struct __sk_buff *skb)
 	__u32 leak;
 	int parsed;
 
-	if (!w)
+	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
 	p = &w->packet;
 	verdict = &w->verdict;

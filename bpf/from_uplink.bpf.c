@@ -40,6 +40,52 @@ static __always_inline int was_promised(const struct wgp_packet *p, const struct
 	       !wgp_is_exempt_port(p);
 }
 
+/* Does anybody listen on a UDP port of this packet's destination? */
+static __always_inline int is_listening(struct __sk_buff *skb, const struct wgp_packet *p,
+					__be16 port)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = sizeof(tuple.ipv4);
+	struct bpf_sock *sock;
+
+	if (p->family == 4) {
+		tuple.ipv4.saddr = p->source.v4;
+		tuple.ipv4.daddr = p->destination.v4;
+		tuple.ipv4.sport = p->source_port;
+		tuple.ipv4.dport = port;
+	} else {
+		size = sizeof(tuple.ipv6);
+		__builtin_memcpy(tuple.ipv6.saddr, p->source.bytes, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, p->destination.bytes, 16);
+		tuple.ipv6.sport = p->source_port;
+		tuple.ipv6.dport = port;
+	}
+	sock = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sock)
+		return 0;
+	bpf_sk_release(sock);
+	return 1;
+}
+
+/*
+ * While the port changes, a packet for the one that WireGuard has no more, or not yet, is led
+ * to the one that it has. The sockets themselves say which that is, so no packet is too early
+ * or too late.
+ */
+static __always_inline void lead_to_port(struct __sk_buff *skb, const struct wgp_packet *p,
+					 const struct wgp_config *cfg)
+{
+	__u16 own = p->family == 4 ? cfg->port4 : cfg->port6;
+	__u16 other = p->family == 4 ? cfg->other_port4 : cfg->other_port6;
+	__be16 port = p->destination_port == bpf_htons(own) ? bpf_htons(other) : bpf_htons(own);
+
+	if (!other || is_listening(skb, p, p->destination_port) || !is_listening(skb, p, port))
+		return;
+	if (!bpf_l4_csum_replace(skb, p->transport_offset + 6, p->destination_port, port,
+				 BPF_F_MARK_MANGLED_0 | 2))
+		bpf_skb_store_bytes(skb, p->transport_offset + 2, &port, 2, 0);
+}
+
 SEC("tc")
 int from_uplink(struct __sk_buff *skb)
 {
@@ -50,7 +96,7 @@ int from_uplink(struct __sk_buff *skb)
 	struct wgp_packet *p;
 	int parsed;
 
-	if (!w)
+	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
 	p = &w->packet;
 	parsed = wgp_parse(skb);
@@ -72,9 +118,12 @@ int from_uplink(struct __sk_buff *skb)
 		if (p->fragment == WGP_FRAGMENT_LATER && wgp_endpoint(p->family, &p->source))
 			return WGP_PASS;
 		if (p->fragment != WGP_FRAGMENT_LATER &&
-		    p->destination_port == bpf_htons(p->family == 4 ? cfg->port4 : cfg->port6)) {
-			if (wgp_endpoint(p->family, &p->source))
+		    wgp_is_own_port(cfg, p->family, p->destination_port)) {
+			if ((cfg->flags & WGP_CONFIG_ROAMING) ||
+			    wgp_endpoint(p->family, &p->source)) {
+				lead_to_port(skb, p, cfg);
 				return WGP_PASS;
+			}
 			return wgp_drop(skb, p, WGP_HOOK_FROM_UPLINK,
 					WGP_REASON_DROP_UNKNOWN_ENDPOINT);
 		}

@@ -61,7 +61,7 @@ int from_wireguard(struct __sk_buff *skb)
 	__u32 flags;
 	int parsed;
 
-	if (!w)
+	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
 	p = &w->packet;
 	parsed = wgp_parse(skb);

@@ -8,10 +8,12 @@
 static __always_inline int is_outer(const struct __sk_buff *skb, const struct wgp_packet *p,
 				    const struct wgp_config *cfg)
 {
-	if ((skb->mark & cfg->mark) != cfg->mark || p->protocol != IPPROTO_UDP)
+	int is_marked = (skb->mark & cfg->mark) == cfg->mark ||
+			(cfg->old_mark && (skb->mark & cfg->old_mark) == cfg->old_mark);
+
+	if (!is_marked || p->protocol != IPPROTO_UDP)
 		return 0;
-	if (p->fragment != WGP_FRAGMENT_LATER &&
-	    p->source_port != bpf_htons(p->family == 4 ? cfg->port4 : cfg->port6))
+	if (p->fragment != WGP_FRAGMENT_LATER && !wgp_is_own_port(cfg, p->family, p->source_port))
 		return 0;
 	return wgp_endpoint(p->family, &p->destination) != NULL;
 }
@@ -55,7 +57,7 @@ int to_uplink(struct __sk_buff *skb)
 	__u32 leak;
 	int parsed;
 
-	if (!w)
+	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
 	p = &w->packet;
 	verdict = &w->verdict;

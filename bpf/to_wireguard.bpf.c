@@ -28,7 +28,7 @@ int to_wireguard(struct __sk_buff *skb)
 	int parsed, reason;
 	__be16 port;
 
-	if (!w)
+	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
 	p = &w->packet;
 	/* A local pod's packet, steered and counted: its source stays. */

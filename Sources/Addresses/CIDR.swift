@@ -80,7 +80,7 @@ extension CIDR: LosslessStringConvertible, Codable {
 }
 
 /// An address and a UDP port.
-public struct Endpoint: Sendable, Hashable, CustomStringConvertible, Codable {
+public struct Endpoint: Sendable, Hashable, LosslessStringConvertible, Codable {
     public var address: IPAddress
     /// Host byte order.
     public var port: UInt16
@@ -88,6 +88,18 @@ public struct Endpoint: Sendable, Hashable, CustomStringConvertible, Codable {
     public init(address: IPAddress, port: UInt16) {
         self.address = address
         self.port = port
+    }
+
+    /// Reads `10.0.0.1:51820`, `[fd00::1]:51820`.
+    public init?(_ text: String) {
+        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
+            return nil
+        }
+        var host = text[..<colon]
+        let isBracketed = host.hasPrefix("[") && host.hasSuffix("]")
+        if isBracketed { host = host.dropFirst().dropLast() }
+        guard let address = IPAddress(String(host)), isBracketed == (address.family == .ipv6) else { return nil }
+        self.init(address: address, port: port)
     }
 
     /// `10.0.0.1:51820`, `[fd00::1]:51820`.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import DataplaneMaps
+public import Model
 
 /// How an agent is started.
 public struct AgentOptions: Sendable {
@@ -10,6 +11,8 @@ public struct AgentOptions: Sendable {
     /// Folder of what outlives a reboot.
     public var stateDirectory: String
     public var layout: PinLayout
+    /// Settings of this node that were said in the environment and on the command line.
+    public var overrides: [SettingOverride] = []
 
     public static let defaultRunDirectory = "/run/wgplane"
     public static let defaultStateDirectory = "/var/lib/wgplane-agent"

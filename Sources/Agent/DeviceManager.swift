@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Glibc
 internal import Logging
 import Model
 import Netlink
@@ -18,6 +19,71 @@ struct DeviceManager {
         self.backend = backend
         self.route = route
         self.logger = logger
+    }
+
+    /// Told by its alias, a device is ours, whatever its name.
+    static let alias = "wgplane"
+
+    /// Names of the devices that are ours, and of those of the given names that are there.
+    static func ownDevices(_ session: RouteSession, named names: [String]) throws -> [String] {
+        try session.links().filter { $0.alias == alias || names.contains($0.name) }.map(\.name).sorted()
+    }
+
+    /// Renames a device that is up; false where the kernel (before 6.2) wants it down for that.
+    func rename(_ name: String, to new: String) throws -> Bool {
+        guard let link = try route.link(named: name) else { return false }
+        do {
+            try route.setLink(link.index, name: new)
+            return true
+        } catch {
+            if error.errno == EBUSY { return false }
+            throw error
+        }
+    }
+
+    /// Another device takes a device's place, with its key and peers: as much as can be is made before the
+    /// old one goes. Packets wait in the new one until its peers have shaken hands.
+    func replace(
+        _ old: String, madeBy maker: any WireGuardBackend, with new: String, mtu: UInt32, mark: UInt32
+    ) throws {
+        guard let before = try maker.state(device: old), let key = try maker.privateKey(device: old) else {
+            throw WireGuardError.noDevice(old)
+        }
+        var change = DeviceChange(privateKey: key, firewallMark: mark)
+        for (key, peer) in before.peers.sorted(by: { $0.key < $1.key }) {
+            var copy = PeerChange(key)
+            copy.endpoint = peer.endpoint
+            copy.allowedIPs = peer.allowedIPs.sorted()
+            copy.keepAlive = peer.keepAlive
+            change.peers.append(copy)
+        }
+        guard backend.kind == .kernel else {
+            // A program of its own: the port and the name must be free before it starts.
+            try maker.delete(device: old)
+            try backend.create(device: new, mtu: mtu)
+            return try backend.apply(change, to: new)
+        }
+        let temporary = old == new ? "wgplane\(family == .ipv4 ? 4 : 6)new" : new
+        try backend.delete(device: temporary)
+        try backend.create(device: temporary, mtu: mtu)
+        try backend.apply(change, to: temporary)
+        try maker.delete(device: old)
+        guard temporary != new, let link = try route.link(named: temporary) else { return }
+        try route.setLink(link.index, name: new)
+    }
+
+    /// Writes `threaded` of a device; returns why not.
+    static func setThreading(_ device: String, _ isOn: Bool) -> String? {
+        let path = "/sys/class/net/\(device)/threaded"
+        guard let bytes = try? readFile(path) else { return isOn ? "this kernel has no threads for it" : nil }
+        let wanted = isOn ? "1" : "0"
+        if String(decoding: bytes, as: UTF8.self).hasPrefix(wanted) { return nil }
+        do {
+            try writeExistingFile(path, wanted)
+            return nil
+        } catch {
+            return "\(error)"
+        }
     }
 
     /// The device with key, port, mark, MTU and up. A device that is there keeps its key.
@@ -41,6 +107,7 @@ struct DeviceManager {
         }
         guard let link = try route.link(named: name) else { throw WireGuardError.noDevice(name) }
         state.interface = link.index
+        if link.alias != Self.alias { try route.setLink(link.index, alias: Self.alias) }
         if !link.isUp {
             // Decrypted packets come from addresses that no route here leads back to.
             try setting("ipv4", name, "rp_filter", "2")

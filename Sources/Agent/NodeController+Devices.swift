@@ -13,7 +13,7 @@ internal import WireGuard
 extension NodeController {
     func ensureDevice(
         _ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend, _ route: RouteSession,
-        _ uplinks: [Link], _ facts: KernelFacts, _ steering: EBPFSteering
+        _ uplinks: [Link], _ facts: KernelFacts
     ) throws {
         guard var state = families[family] else { return }
         defer { families[family] = state }
@@ -24,6 +24,7 @@ extension NodeController {
         let taken = overhead + plan.cloudOverhead
         state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + taken) - taken
         let isNew = state.device == nil
+        try moveDevice(&state, backend, manager, mtu: state.mtu, mark: plan.settings.firewallMark)
         let device = try manager.ensure(state.settings, mtu: state.mtu, mark: plan.settings.firewallMark)
         if isNew || device.interface != state.device?.interface || device.publicKey != state.device?.publicKey {
             logger.info(
@@ -34,10 +35,13 @@ extension NodeController {
                 ])
         }
         if !state.hasAdopted {
-            let destinations = steering.maps.destinations
-            state.peers.adopt(
-                try destinations.slotOwners().map { (owner: $0.value, action: destinations[$0.key].action) },
-                family: family)
+            if let destinations = steering?.maps.destinations {
+                state.peers.adopt(
+                    try destinations.slotOwners().map { (owner: $0.value, action: destinations[$0.key].action) },
+                    family: family)
+            }
+            // Of a device that is still the one it was.
+            if let told = earlier?[family], told.publicKey == device.publicKey { state.peers.adopt(told.peers) }
             state.hasAdopted = true
         }
         // Host encryption, switched on or off, changes which address the device has.
@@ -63,7 +67,7 @@ extension NodeController {
     func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {
         guard var state = families[family], let device = state.device else { return }
         let (changes, stamped) = state.peers.changes(
-            device, peerPlans(family, plan), keepAlive: plan.settings.keepAlive, now: .now)
+            device, peerPlans(family, plan), keepAlive: plan.keepAlive, now: .now)
         families[family]?.peers = state.peers
         if !changes.isEmpty {
             logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])
@@ -82,9 +86,9 @@ extension NodeController {
         guard let device = families[family]?.device else { return [:] }
         var peers = plan[family].peers
         for (key, peer) in device.peers {
-            guard !peers.values.contains(where: { $0.publicKey == key }), let endpoint = peer.endpoint else { continue }
+            guard !peers.values.contains(where: { $0.publicKey == key }) else { continue }
             peers["key \(key)"] = PeerPlan(
-                node: "key \(key)", publicKey: key, endpoint: endpoint, allowedIPs: peer.allowedIPs)
+                node: "key \(key)", publicKey: key, endpoint: peer.endpoint, allowedIPs: peer.allowedIPs)
         }
         return peers
     }
@@ -104,7 +108,7 @@ extension NodeController {
     func backendOrProblem(_ plan: NodePlan, _ problems: inout [Problem]) throws -> (any WireGuardBackend)? {
         guard !families.isEmpty else { return nil }
         do {
-            return try chosenBackend(plan.settings.backend, families.values.map(\.settings.interfaceName))
+            return try chosenBackend(plan.settings.backend, deviceNames.sorted(), &problems)
         } catch {
             guard isStrict(plan) else { throw error }
             unsettled.formUnion(families.keys)
@@ -113,8 +117,25 @@ extension NodeController {
         }
     }
 
-    func chosenBackend(_ choice: WireGuardBackendChoice, _ devices: [String]) throws -> any WireGuardBackend {
-        if let backend { return backend }
+    func chosenBackend(
+        _ choice: WireGuardBackendChoice, _ devices: [String], _ problems: inout [Problem]
+    ) throws -> any WireGuardBackend {
+        if let backend {
+            guard let kind = choice.kind, kind != backend.kind else { return backend }
+            do {
+                let other = try BackendSelection.backend(kind)
+                logger.notice("WireGuard backend", metadata: ["backend": "\(kind.rawValue)"])
+                self.backend = other
+                return other
+            } catch {
+                problems.append(
+                    Problem(
+                        resource: "DataplaneConfiguration", field: "spec.wireguardBackend", value: choice.rawValue,
+                        message: "cannot be had (\(error)), and \(backend.kind.rawValue) stays",
+                        remedy: "see `wgplane doctor`"))
+                return backend
+            }
+        }
         let new = try BackendSelection.backend(choice.kind, devices: devices)
         backend = new
         logger.info("WireGuard backend", metadata: ["backend": "\(new.kind.rawValue)"])

@@ -19,6 +19,8 @@ extension NodeController {
             result.updateValue(
                 state?.device == nil ? nil : state?.address?.description,
                 forKey: NodeAnnotation.interfaceAddress(family))
+            result.updateValue(
+                state?.device.map { "\($0.listeningPort)" }, forKey: NodeAnnotation.listeningPort(family))
         }
         return result
     }
@@ -35,13 +37,31 @@ extension NodeController {
             }
         }
         do {
-            try await publication.write(wantedAnnotations(), snapshot)
+            try await publication.write(wantedAnnotations(), condition(plan), snapshot)
             // A family that is off gives its address back; one that drains keeps it to the end.
             try await publication.release(
                 AddressFamily.allCases.filter { families[$0] == nil || usesNodeAddress(plan) }, snapshot)
         } catch {
             problems.append(Self.problem(of: error))
         }
+    }
+
+    /// Whether this node encrypts, and how, for its Node.
+    func condition(_ plan: NodePlan) -> NodeCondition {
+        let on = families.filter { $0.value.drainingUntil == nil }.keys.sorted()
+        guard mode.mode != .disabled, !on.isEmpty else {
+            return NodeCondition(isTrue: false, reason: "Disabled", message: disabledReason(plan))
+        }
+        let lacking = on.filter { families[$0]?.device == nil || unsettled.contains($0) }
+        let names = on.map(\.description).joined(separator: " and ")
+        if !lacking.isEmpty {
+            return NodeCondition(
+                isTrue: false, reason: "NoDevice",
+                message: "no WireGuard device for \(lacking.map(\.description).joined(separator: " and "))")
+        }
+        return NodeCondition(
+            isTrue: true, reason: mode.mode == .ebpf ? "EBPF" : "Route",
+            message: "\(names) by \(mode.mode == .ebpf ? "eBPF programs" : "routes and rules"): \(mode.reason)")
     }
 
     /// The address that the datastore has for this node's device already.

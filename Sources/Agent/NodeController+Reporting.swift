@@ -6,6 +6,7 @@ internal import Datastore
 internal import DesiredState
 internal import Logging
 internal import Model
+internal import Netlink
 internal import Steering
 internal import SystemDescriptors
 internal import WireGuard
@@ -23,16 +24,23 @@ extension NodeController {
             logger.info("problem is gone", metadata: ["resource": "\(problem.resource)", "field": "\(problem.field)"])
         }
         lastProblems = distinct
-        let path = families.isEmpty ? nil : plan.map(path)
+        let path = families.isEmpty || mode.mode != .ebpf ? nil : plan.map(path)
         var report = StatusReport(
             node: options.node, process: processIdentifier(),
-            mode: plan.map(isActive) ?? !families.isEmpty ? "ebpf" : "disabled",
+            mode: mode.mode.rawValue, modeReason: mode.reason,
             datastore: datastore.location, datastoreState: datastoreState,
             routeSource: plan?.routeSource.rawValue ?? "", backend: backend?.kind.rawValue ?? "",
             attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
-            steeringPathReason: path?.reason ?? "", attachments: steering?.attached ?? [],
+            steeringPathReason: path?.reason ?? "", attachments: attachments(),
             problems: distinct.sorted())
+        if mode.mode == .route, let routing {
+            report.routeTable = routing.table
+            report.firewall = routing.firewallKind
+            report.firewallExceptions = routing.exceptions
+        }
+        report.work = StatusReport.Work(netlinkChanges: NetlinkWork.changes, mapWrites: BPFWork.changes)
         if let plan {
+            report.settings = plan.effective.listing
             report.strictMode = isStrict(plan)
             report.hostEncryption = !families.isEmpty && plan.encryptsHosts
             for (family, state) in families { report[family] = familyReport(family, state, plan[family]) }
@@ -49,9 +57,10 @@ extension NodeController {
     func familyReport(_ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan) -> StatusReport.Family {
         var peers = plan.peers.values.map { peer in
             StatusReport.Peer(
-                node: peer.node, publicKey: peer.publicKey, endpoint: peer.endpoint.description,
+                node: peer.node, publicKey: peer.publicKey, endpoint: peer.endpoint?.description ?? "",
                 state: state.peers.readiness(peer.node, planned: peer.publicKey).rawValue,
-                action: action(for: peer.node, state, plan).name)
+                action: action(for: peer.node, state, plan).name,
+                carrier: state.peers.carrier(of: peer.node).flatMap { $0 == peer.publicKey ? nil : $0 })
         }
         for (key, retiring) in state.peers.retiring {
             peers.append(
@@ -61,17 +70,16 @@ extension NodeController {
         }
         peers.sort { ($0.node, $0.publicKey) < ($1.node, $1.publicKey) }
         return StatusReport.Family(
-            phase: state.drainingUntil == nil ? "on" : "draining", device: state.settings.interfaceName,
+            phase: state.drainingUntil == nil ? "on" : "draining", device: state.deviceName,
             interface: state.device?.interface ?? 0, publicKey: state.device?.publicKey, address: state.address,
-            listeningPort: state.settings.listeningPort, mtu: state.mtu, peers: peers,
+            listeningPort: ports(state).now, mtu: state.mtu, peers: peers,
             unencryptedNodes: plan.unencrypted.sorted())
     }
-}
 
-extension EBPFSteering {
-    /// Hooks that are in place, for status.
-    var attached: [StatusReport.Attachment] {
-        attachedPoints.map { StatusReport.Attachment(hook: $0.hook.name, device: $0.device) }
+    /// Hooks that are in place.
+    private func attachments() -> [StatusReport.Attachment] {
+        ((steering?.attachedPoints ?? []) + lock.attachedPoints)
+            .map { StatusReport.Attachment(hook: $0.hook.name, device: $0.device) }
             .sorted { ($0.device, $0.hook) < ($1.device, $1.hook) }
     }
 }

@@ -13,11 +13,14 @@ extension NodeController {
     func steeringPlan(_ plan: NodePlan, _ facts: KernelFacts, _ uplinks: [Link]) throws -> SteeringPlan {
         func device(_ family: AddressFamily) -> DataplaneConfig.Device? {
             guard let state = families[family], let device = state.device else { return nil }
-            return .init(
-                interface: device.interface, listeningPort: state.settings.listeningPort, address: state.address,
+            let ports = ports(state)
+            var result = DataplaneConfig.Device(
+                interface: device.interface, listeningPort: ports.now, address: state.address,
                 mtu: UInt16(clamping: state.mtu), maximumSegment: maximumSegment(family, state.mtu, plan.settings))
+            result.otherPort = ports.other
+            return result
         }
-        let devices = Set(families.values.map(\.settings.interfaceName))
+        let devices = deviceNames
         let overlays = facts.overlays(excluding: devices.union(uplinks.map(\.name)))
         let podLinks = facts.podDevices(
             plan.pods, prefixes: plan.settings.podInterfacePrefixes, uplinks: uplinks + overlays)
@@ -27,7 +30,9 @@ extension NodeController {
             config: DataplaneConfig(
                 ipv4: device(.ipv4), ipv6: device(.ipv6), firewallMark: plan.settings.firewallMark,
                 isDirect: path(plan).path == .direct))
+        result.config.oldFirewallMark = formerMark?.mark ?? 0
         configure(&result.config, plan)
+        result.routing = routingPlan(plan)
         result.preserved = snapshot?.isComplete == true ? unsettled : Set(AddressFamily.allCases)
         for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {
@@ -110,6 +115,9 @@ extension NodeController {
         config.checksSources = plan.settings.sourceCheck == .enabled
         // Asked where the kernel has the function, which the programs find out.
         config.asksConntrack = true
+        config.admitsAnybody = AddressFamily.allCases.contains { family in
+            plan[family].peers.values.contains { $0.endpoint == nil }
+        }
         config.masqueradePorts = plan.settings.natPorts
         config.vxlanPorts = vxlanPorts(plan)
         config.exemptPorts = plan.encryptsHosts ? plan.settings.hostExemptPorts : []
@@ -153,9 +161,23 @@ extension NodeController {
                 let exempt = plan[family].exempt
                 let isExempt = exempt.contains(name) || exempt.contains(options.node)
                 result.peers[key] = PeerSteering(
-                    publicKey: nil, endpoint: nil, action: isExempt ? .exempt : .clear, lanes: [])
+                    publicKey: nil, endpoints: [], action: isExempt ? .exempt : .clear, lanes: [])
             }
         }
+    }
+
+    private func routingPlan(_ plan: NodePlan) -> RoutingPlan {
+        var devices: [AddressFamily: RoutingPlan.Device] = [:]
+        for (family, state) in families {
+            guard let device = state.device else { continue }
+            let ports = ports(state)
+            devices[family] = .init(
+                names: Set([state.deviceName, state.settings.interfaceName]).sorted(), interface: device.interface,
+                listeningPort: ports.now, otherPort: ports.other)
+        }
+        return RoutingPlan(
+            priority: plan.settings.rulePriority, tables: plan.settings.routeTables, devices: devices,
+            podPrefixes: plan.settings.podInterfacePrefixes, makesExceptions: plan.settings.inputRule == .auto)
     }
 
     /// What the second lock holds: all pools of families that are on, but exempt nodes' prefixes.
@@ -169,7 +191,7 @@ extension NodeController {
                 case .pool, .local: prefixes[cidr] = .pool
                 case .node(let name):
                     // Nodes' own addresses are none of its business.
-                    let isPods = !plan[family].peers.values.contains { CIDR(host: $0.endpoint.address) == cidr }
+                    let isPods = !plan[family].peers.values.contains { $0.address.map { CIDR(host: $0) } == cidr }
                     if isPods { prefixes[cidr] = plan[family].exempt.contains(name) ? .exempt : .pool }
                 }
             }
@@ -184,12 +206,14 @@ extension NodeController {
     ) {
         for (key, retiring) in state.peers.retiring where !retiring.node.isEmpty {
             result.peers[PeerSlotKey(node: retiring.node, family: family)] = PeerSteering(
-                publicKey: key, endpoint: retiring.endpoint, action: .draining, lanes: [device.interface])
+                publicKey: key, endpoints: Set([retiring.endpoint].compactMap { $0 }), action: .draining,
+                lanes: [device.interface])
         }
         for (name, peer) in plan.peers {
             let action = action(for: name, state, plan)
             result.peers[PeerSlotKey(node: name, family: family)] = PeerSteering(
-                publicKey: state.peers.carrier(of: name) ?? peer.publicKey, endpoint: peer.endpoint, action: action,
+                publicKey: state.peers.carrier(of: name) ?? peer.publicKey,
+                endpoints: endpoints(peer, state.peers.carrier(of: name), device), action: action,
                 lanes: [device.interface])
         }
         // A node that cannot be read now is not one without WireGuard.
@@ -198,9 +222,23 @@ extension NodeController {
             let key = PeerSlotKey(node: name, family: family)
             if result.peers[key] == nil {
                 result.peers[key] = PeerSteering(
-                    publicKey: nil, endpoint: nil, action: action(for: name, state, plan), lanes: [])
+                    publicKey: nil, endpoints: [], action: action(for: name, state, plan), lanes: [])
             }
         }
+    }
+
+    /// From where a peer may speak to us: its endpoint, its node's own address, and where it was last heard from.
+    private func endpoints(_ peer: PeerPlan, _ carrier: PublicKey?, _ device: DeviceState) -> Set<Endpoint> {
+        var result = Set([peer.endpoint].compactMap { $0 })
+        if let address = peer.address, address != peer.endpoint?.address {
+            result.insert(Endpoint(address: address, port: peer.endpoint?.port ?? 0))
+        }
+        for key in [peer.publicKey, carrier].compactMap({ $0 }) {
+            if let heard = device.peers[key]?.endpoint, !result.contains(where: { $0.address == heard.address }) {
+                result.insert(heard)
+            }
+        }
+        return result
     }
 
     /// Writes what `wgplane guard` arms after a reboot; removes it when strict mode is off.
@@ -208,7 +246,7 @@ extension NodeController {
         var state = guardPlan.map {
             GuardState(
                 $0, uplinkPattern: plan.settings.dataInterfacePattern,
-                devices: families.values.map(\.settings.interfaceName).sorted())
+                devices: deviceNames.sorted())
         }
         // What cannot be read now is promised all the same.
         if guardPlan?.isPartial == true, let kept = guardState { state?.add(kept) }

@@ -28,7 +28,26 @@ public actor NodeController {
     var datastoreState = "waiting"
     var keyOwners: [PublicKey: String] = [:]
     var backend: (any WireGuardBackend)?
+    /// The programs, while they are in place or are to be.
     var steering: EBPFSteering?
+    /// Rules and routes, while they are in place or are to be.
+    var routing: RouteSteering?
+    var lock: LockKeeper
+    /// The data plane that is to be, and why.
+    var mode = ModeDecision(mode: .disabled, reason: "")
+    /// What has been in place before the mode was chosen, or may have been, is not known to be gone.
+    var mayHaveRoutes = true
+    var mayHavePrograms = true
+    /// Why the programs could not be loaded, and the settings with which that was tried.
+    var programsFailure: (reason: String, attachment: AttachmentChoice)?
+    /// The settings in force, which hold for fields that cannot be read.
+    var inForce: Settings?
+    /// Firewall mark that the devices had before, until it is forgotten.
+    var formerMark: (mark: UInt32, until: ContinuousClock.Instant)?
+    /// Threading that was refused, so that it is said once.
+    var threadingRefused: Set<String> = []
+    /// What an earlier agent has told, until the first pass.
+    var earlier: StatusReport?
     var families: [AddressFamily: FamilyState] = [:]
     var lastAudit = ContinuousClock.now
     var lastReport: StatusReport?
@@ -54,9 +73,7 @@ public actor NodeController {
     /// place for them stays, in the data plane and in the datastore.
     var unsettled: Set<AddressFamily> = []
     private var hasRemembered = false
-    private var hasAdoptedPinned = false
-    /// Settings as they were when the programs and the backend were chosen.
-    private var chosenSettings: Settings?
+    var hasAdopted = false
 
     /// What this agent holds of one family.
     struct FamilyState {
@@ -70,8 +87,17 @@ public actor NodeController {
         var mtu: UInt32 = 0
         var peers = PeerTable()
         var hasAdopted = false
+        /// The device's name now, which `settings` may want another.
+        var deviceName: String
+        /// Port that the device had before, until it is forgotten.
+        var formerPort: (port: UInt16, until: ContinuousClock.Instant)?
         /// An earlier agent had it: what is pinned holds until the device is seen.
         var wasPinned = false
+
+        init(settings: DeviceSettings, deviceName: String? = nil) {
+            self.settings = settings
+            self.deviceName = deviceName ?? settings.interfaceName
+        }
     }
 
     /// How long a device outlives the word that switches it off, at least; and how long its
@@ -86,6 +112,7 @@ public actor NodeController {
 
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
+        lock = LockKeeper(options.layout)
         publication = Publication(node: options.node, datastore: datastore, logger: logger)
         self.datastore = datastore
         self.logger = logger
@@ -116,7 +143,9 @@ public actor NodeController {
         rememberKeyOwners()
         let plan = NodePlan(
             manifests: Array(snapshot.manifests.values), node: options.node,
-            ownKeys: families.compactMapValues { $0.device?.publicKey }, keyOwners: keyOwners)
+            ownKeys: families.compactMapValues { $0.device?.publicKey }, keyOwners: keyOwners,
+            overrides: options.overrides, inForce: inForce)
+        inForce = plan.settings
         keyOwners = plan.keyOwners
         problems += plan.problems
         do {
@@ -135,10 +164,16 @@ public actor NodeController {
         return nextPass(plan)
     }
 
-    /// Who had each key first is known from the maps of an earlier agent.
+    /// Who had each key first, and which settings were in force, is known from an earlier agent's maps and
+    /// its last report.
     private func rememberKeyOwners() {
         guard !hasRemembered else { return }
         hasRemembered = true
+        earlier = try? StatusReport.read(runDirectory: options.runDirectory)
+        if let settings = earlier?.settings { inForce = Settings(inForce: settings) }
+        for family in AddressFamily.allCases {
+            for peer in earlier?[family]?.peers ?? [] { keyOwners[peer.publicKey] = peer.node }
+        }
         guard options.layout.exists, let owners = try? PinnedMaps(options.layout).destinations.slotOwners() else {
             return
         }
@@ -151,11 +186,14 @@ public actor NodeController {
         var next = Self.auditPeriod
         for (family, state) in families {
             if let look = state.peers.nextLook(plan[family].peers, now: .now) { next = min(next, look) }
-            if let until = state.drainingUntil { next = min(next, max(.milliseconds(20), until - .now)) }
+            for until in [state.drainingUntil, state.formerPort?.until].compactMap({ $0 }) {
+                next = min(next, max(.milliseconds(20), until - .now))
+            }
         }
         if owesForeignLook { next = min(next, .seconds(1)) }
         if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
-        if let retry = steering?.nextRetry { next = min(next, max(.milliseconds(10), retry - .now)) }
+        let instants = [formerMark?.until, steering?.nextRetry, routing?.nextRetry, lock.nextRetry]
+        for instant in instants.compactMap({ $0 }) { next = min(next, max(.milliseconds(10), instant - .now)) }
         return next
     }
 
@@ -178,208 +216,11 @@ public actor NodeController {
         }
     }
 
-    /// A setting that is read when WireGuard is switched on.
-    static func later(_ field: String, _ value: String, inForce: String) -> Problem {
-        Problem(
-            .warning, resource: "FelixConfiguration or DataplaneConfiguration", field: "spec.\(field)", value: value,
-            message: "is not in force yet, \(inForce) is", remedy: "switch WireGuard off and on again on this node")
-    }
-
-    // MARK: One pass
-
     func session() throws -> RouteSession {
         if let route { return route }
         let new = try RouteSession()
         route = new
         return new
-    }
-
-    func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
-        let now = ContinuousClock.now
-        unsettled = []
-        try adoptPinned(plan)
-        updatePhases(plan, now, &problems)
-        noteStrictness(plan, &problems)
-        guard isActive(plan) else {
-            try await tearDown(plan)
-            return
-        }
-        hasCleaned = false
-        let route = try session()
-        let backend = try backendOrProblem(plan, &problems)
-        var steering = try self.steering ?? EBPFSteering(layout: options.layout, attachment: plan.settings.attachment)
-        defer { self.steering = steering }
-        if now - lastAudit >= Self.auditPeriod {
-            lastAudit = now
-            try steering.resync()
-        }
-        if let chosen = chosenSettings, chosen.attachment != plan.settings.attachment {
-            problems.append(
-                Self.later("bpfAttachType", plan.settings.attachment.rawValue, inForce: chosen.attachment.rawValue))
-        }
-        if let chosen = chosenSettings, chosen.backend != plan.settings.backend {
-            problems.append(
-                Self.later("wireguardBackend", plan.settings.backend.rawValue, inForce: chosen.backend.rawValue))
-        }
-        chosenSettings = chosenSettings ?? plan.settings
-        let facts = try KernelFacts(route)
-        let deviceNames = Set(families.values.map(\.settings.interfaceName))
-        let uplinks = facts.uplinks(pattern: plan.settings.dataInterfacePattern, excluding: deviceNames)
-        if !uplinks.contains(where: \.isUp) {
-            problems.append(
-                Problem(
-                    resource: "FelixConfiguration/default", field: "spec.bpfDataIfacePattern",
-                    value: plan.settings.dataInterfacePattern, message: "matches no device that is up",
-                    remedy: "set it to a regular expression that matches the node's uplinks"))
-        }
-        noteEarlierFilters(plan, uplinks + facts.overlays(excluding: deviceNames), &problems)
-        for family in families.keys.sorted() {
-            guard let backend else { break }
-            do {
-                try ensureDevice(family, plan, backend, route, uplinks, facts, steering)
-                observePeers(family, plan, now)
-            } catch {
-                unsettled.insert(family)
-                problems.append(Self.deviceProblem(error, families[family]?.settings.interfaceName ?? ""))
-            }
-        }
-        try steering.admit(try steeringPlan(plan, facts, uplinks))
-        for family in families.keys.sorted() where !unsettled.contains(family) {
-            guard let backend else { break }
-            do {
-                try changePeers(family, plan, backend)
-                observePeers(family, plan, now)
-            } catch {
-                unsettled.insert(family)
-                problems.append(Self.deviceProblem(error, families[family]?.settings.interfaceName ?? ""))
-            }
-        }
-        let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
-        // Kept first: what is promised now holds after a crash and a reboot too.
-        keepGuardState(wanted.guardPlan, plan, &problems)
-        problems += try steering.apply(wanted)
-        for family in families.keys.sorted() where !unsettled.contains(family) {
-            guard let backend else { break }
-            try retirePeers(family, backend, now)
-        }
-        await publish(plan, &problems)
-    }
-
-    static func deviceProblem(_ error: any Error, _ device: String) -> Problem {
-        var problem = problem(of: error)
-        problem.resource = "Device/\(device)"
-        return problem
-    }
-
-    /// What an earlier agent had switched on is on, under the names that its devices have,
-    /// until somebody says otherwise.
-    private func adoptPinned(_ plan: NodePlan) throws {
-        guard !hasAdoptedPinned else { return }
-        var pinned: DataplaneConfig?
-        defer { rememberStrictness(pinned) }
-        if options.layout.exists, let maps = try? PinnedMaps(options.layout) {
-            let (config, generation) = try maps.config.read()
-            pinned = generation == 0 ? nil : config
-            let links = try session().links()
-            for family in AddressFamily.allCases {
-                guard let device = config[family], device.interface != 0 else { continue }
-                var settings = plan.settings[family]
-                if let link = links.first(where: { $0.index == device.interface }) {
-                    settings.interfaceName = link.name
-                }
-                families[family] = FamilyState(settings: settings)
-                families[family]?.wasPinned = true
-            }
-        }
-        hasAdoptedPinned = true
-    }
-
-    /// Which families are on, which are on their way out, which are gone.
-    private func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
-        for family in AddressFamily.allCases {
-            if isWanted(family, plan, &problems) {
-                if families[family] == nil { families[family] = FamilyState(settings: plan.settings[family]) }
-                let name = families[family]?.settings.interfaceName ?? ""
-                families[family]?.settings = plan.settings[family]
-                if name != plan.settings[family].interfaceName {
-                    families[family]?.settings.interfaceName = name
-                    problems.append(
-                        Self.later("wireguardInterfaceName", plan.settings[family].interfaceName, inForce: name))
-                }
-                families[family]?.drainingUntil = nil
-            } else if let state = families[family] {
-                guard let until = state.drainingUntil else {
-                    families[family]?.drainingUntil = now + Self.drainTime
-                    logger.notice("WireGuard is switched off", metadata: ["family": "\(family)"])
-                    continue
-                }
-                // The others must have been told, or they tunnel into nothing.
-                let isSilent = isWithdrawn(family) && now - state.received.at >= Self.drainSilence
-                guard until <= now, isSilent || until + .seconds(10) <= now else { continue }
-                do {
-                    try backend?.delete(device: state.settings.interfaceName)
-                    families[family] = nil
-                } catch {
-                    problems.append(Self.deviceProblem(error, state.settings.interfaceName))
-                }
-            }
-        }
-    }
-
-    /// Whether a family is to be on. It takes a word to switch off what is on: a resource that
-    /// is gone or cannot be read is none.
-    private func isWanted(_ family: AddressFamily, _ plan: NodePlan, _ problems: inout [Problem]) -> Bool {
-        let isOn = families[family].map { $0.drainingUntil == nil } ?? false
-        let field = family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"
-        guard let word = plan.settings.isEnabled(family) else {
-            if isOn {
-                problems.append(
-                    Problem(
-                        resource: "FelixConfiguration/default", field: "spec.\(field)",
-                        message: "says nothing that can be read, and encryption of \(family) stays on",
-                        remedy: "set \(field) to true, or to false to switch it off"))
-            }
-            return isOn
-        }
-        if word, !plan[family].hasUnderlay {
-            problems.append(
-                Problem(
-                    resource: "Node/\(options.node)", field: "status.addresses",
-                    message: "has no InternalIP of \(family)"
-                        + (isOn ? ", and encryption stays as it is" : ", so \(family) pods' packets are not encrypted"),
-                    remedy: "add the address, or switch WireGuard off for \(family)"))
-            return isOn
-        }
-        return word
-    }
-
-    private func isWithdrawn(_ family: AddressFamily) -> Bool {
-        let annotations = snapshot?.manifests[ResourceKey(.node, options.node)]?.annotations ?? [:]
-        return annotations[NodeAnnotation.publicKey(family)] == nil
-    }
-
-    // MARK: Switched off
-
-    /// Leaves nothing behind: programs, maps, devices, annotations, the device's address.
-    func tearDown(_ plan: NodePlan) async throws {
-        if !hasCleaned {
-            if var steering {
-                try steering.remove()
-            } else if options.layout.exists {
-                try EBPFSteering.removeAll(layout: options.layout)
-            }
-            steering = nil
-            for family in AddressFamily.allCases {
-                try BackendSelection.delete(device: plan.settings[family].interfaceName)
-            }
-            try GuardState.remove(options.stateDirectory)
-            guardState = nil
-            backend = nil
-            chosenSettings = nil
-            hasCleaned = true
-        }
-        try await publication.write(wantedAnnotations(), snapshot)
-        try await publication.release(AddressFamily.allCases, snapshot)
     }
 
     /// Takes flows and mappings out whose time is over.

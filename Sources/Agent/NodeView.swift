@@ -77,7 +77,6 @@ public struct NodeView: Sendable {
     /// Returns what could not be withdrawn there.
     public func cleanUp(devices: [String], datastore: any Datastore) async throws -> Problem? {
         guard fileExists(options.runDirectory) else {
-            try GuardState.remove(options.stateDirectory)
             try removeAll(devices)
             return nil
         }
@@ -95,7 +94,6 @@ public struct NodeView: Sendable {
                     remedy: "remove the annotations, or they go on sending into the tunnel")
             }
             try removeAll(devices)
-            try GuardState.remove(options.stateDirectory)
             try removeFile(StatusReport.path(runDirectory: options.runDirectory))
             try removeFile(options.lockPath)
             lock.release()
@@ -110,7 +108,12 @@ public struct NodeView: Sendable {
     }
 
     private func removeAll(_ devices: [String]) throws {
+        try RouteSteering.removeAll(stateFolder: options.stateDirectory)
         try EBPFSteering.removeAll(layout: options.layout)
-        for name in devices { try BackendSelection.delete(device: name) }
+        for name in try DeviceManager.ownDevices(RouteSession(), named: devices) {
+            try BackendSelection.delete(device: name)
+        }
+        try GuardState.remove(options.stateDirectory)
+        try? removeFolder(options.stateDirectory)
     }
 }

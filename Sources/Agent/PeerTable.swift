@@ -20,6 +20,8 @@ struct PeerTable: Sendable {
     private var stampedEndpoints: [PublicKey: Endpoint] = [:]
     private var waitingSince: [PublicKey: ContinuousClock.Instant] = [:]
     private var attempts: [PublicKey: Int] = [:]
+    /// Peers that were ready at a device that has been replaced since.
+    private var replaced: Set<PublicKey> = []
     /// Peers whose nodes are gone, or have WireGuard no more: kept a moment for what is under way.
     private(set) var retiring: [PublicKey: Retiring] = [:]
 
@@ -50,6 +52,26 @@ struct PeerTable: Sendable {
         }
     }
 
+    /// Takes what an earlier agent has told of its peers: which carried, and which endpoints it had set, from
+    /// which they may have roamed since.
+    mutating func adopt(_ peers: [StatusReport.Peer]) {
+        for peer in peers where peer.state != Readiness.retiring.rawValue {
+            if peer.action == DestinationAction.tunnel.name {
+                carriers[peer.node] = carriers[peer.node] ?? peer.carrier ?? peer.publicKey
+                carried.insert(peer.node)
+            }
+            if let endpoint = Endpoint(peer.endpoint) { stampedEndpoints[peer.publicKey] = endpoint }
+        }
+    }
+
+    /// The device has been made anew with its key: its peers do not know, so this side begins at once.
+    mutating func deviceWasReplaced(now: ContinuousClock.Instant) {
+        for key in ready.union(waitingSince.keys) { waitingSince[key] = now - Self.courtesy }
+        replaced = ready
+        ready = []
+        attempts = [:]
+    }
+
     /// Notes handshakes and decides who carries; call it with the device as it is, before `changes`.
     /// `mayRetire`: the plan is complete, so that a node that is not in it is gone.
     mutating func observe(
@@ -57,6 +79,7 @@ struct PeerTable: Sendable {
     ) {
         // A peer that is lost waits anew, with all courtesy.
         let lost = ready.subtracting(device.peers.keys)
+        replaced.formIntersection(device.peers.filter { $0.value.lastHandshake == nil }.keys)
         waitingSince = plan.values.reduce(into: [:]) {
             $0[$1.publicKey] = lost.contains($1.publicKey) ? now : waitingSince[$1.publicKey] ?? now
         }
@@ -103,7 +126,9 @@ struct PeerTable: Sendable {
     ) -> (changes: [PeerChange], stamped: [PublicKey: Endpoint]) {
         var result: [PeerChange] = []
         var stamped = stampedEndpoints
-        let again = keysToBeginAgain(device, now)
+        // One whose endpoint is learned must begin itself: made anew it would not be found.
+        let learned = Set(plan.values.filter { $0.endpoint == nil }.map(\.publicKey))
+        let again = keysToBeginAgain(device, now).subtracting(learned)
         var given: Set<CIDR> = []
         var surplus: [PublicKey: Set<CIDR>] = [:]
         for (node, peer) in plan.sorted(by: { $0.key < $1.key }) {
@@ -125,9 +150,9 @@ struct PeerTable: Sendable {
                 // Provokes a handshake; the configured interval comes back with it.
                 let interval = ready.contains(key) ? keepAlive : mayProvoke(key, device.publicKey, now) ? 1 : 0
                 if present?.keepAlive != interval { change.keepAlive = interval }
-                if key == peer.publicKey, stamped[key] != peer.endpoint || present == nil {
-                    if present?.endpoint != peer.endpoint { change.endpoint = peer.endpoint }
-                    stamped[key] = peer.endpoint
+                if key == peer.publicKey, let endpoint = peer.endpoint, stamped[key] != endpoint || present == nil {
+                    if present?.endpoint != endpoint { change.endpoint = endpoint }
+                    stamped[key] = endpoint
                 }
                 let isNothing =
                     present != nil && change.allowedIPs.isEmpty && change.keepAlive == nil && change.endpoint == nil
@@ -146,7 +171,7 @@ struct PeerTable: Sendable {
     /// Two sides that begin at once refuse each other's answers, and try again after five
     /// seconds. So the one with the lower key begins, and the other when nothing has come.
     private func mayProvoke(_ key: PublicKey, _ own: PublicKey?, _ now: ContinuousClock.Instant) -> Bool {
-        guard let own, key < own else { return true }
+        guard let own, key < own, !replaced.contains(key) else { return true }
         return now - (waitingSince[key] ?? now) >= Self.courtesy
     }
 
@@ -156,7 +181,8 @@ struct PeerTable: Sendable {
         guard let own = device.publicKey else { return [] }
         attempts = attempts.filter { waitingSince[$0.key] != nil && !ready.contains($0.key) }
         var result: Set<PublicKey> = []
-        for (key, since) in waitingSince where own < key && !ready.contains(key) && device.peers[key] != nil {
+        for (key, since) in waitingSince
+        where (own < key || replaced.contains(key)) && !ready.contains(key) && device.peers[key] != nil {
             let attempt = attempts[key] ?? 0
             guard attempt < Self.beginAgain.count, now - since >= Self.beginAgain[attempt] else { continue }
             attempts[key] = attempt + 1

@@ -2,8 +2,48 @@
 
 internal import Datastore
 internal import DesiredState
+internal import Foundation
 internal import Logging
 internal import Model
+internal import OrderedCollections
+
+/// The condition `WireGuardReady` of a Node.
+struct NodeCondition: Sendable, Equatable {
+    static let type = "WireGuardReady"
+    var isTrue: Bool
+    /// One word.
+    var reason: String
+    var message: String
+
+    /// The conditions of a Node with this one in its place, or without one; the time changes with the status.
+    static func set(_ condition: NodeCondition?, in node: inout ManifestValue) {
+        var conditions: [ManifestValue] = []
+        if case .array(let present) = node[["status", "conditions"]] { conditions = present }
+        let index = conditions.firstIndex { $0["type"]?.stringValue == type }
+        guard let condition else {
+            if let index { conditions.remove(at: index) } else { return }
+            return node[["status", "conditions"]] = conditions.isEmpty ? nil : .array(conditions)
+        }
+        let status = condition.isTrue ? "True" : "False"
+        var value = ManifestValue.object([
+            "type": .string(type), "status": .string(status), "reason": .string(condition.reason),
+            "message": .string(condition.message),
+        ])
+        let before = index.map { conditions[$0] }
+        value["lastTransitionTime"] =
+            before?["status"]?.stringValue == status
+            ? before?["lastTransitionTime"] : .string(Date.now.formatted(.iso8601))
+        if let index { conditions[index] = value } else { conditions.append(value) }
+        node[["status", "conditions"]] = .array(conditions)
+    }
+
+    /// Whether a Node says just this.
+    static func isSet(_ condition: NodeCondition?, in node: ManifestValue) -> Bool {
+        var copy = node
+        set(condition, in: &copy)
+        return copy == node
+    }
+}
 
 /// A node's words in the datastore: the annotations of its Node, and its devices' addresses in IPAM.
 struct Publication: Sendable {
@@ -11,12 +51,15 @@ struct Publication: Sendable {
     let datastore: any Datastore
     let logger: Logger
 
-    /// Writes annotations where they differ from the snapshot; nil removes one.
-    func write(_ wanted: [String: String?], _ snapshot: Snapshot?) async throws {
+    /// Writes annotations and condition where they differ from the snapshot; nil removes one.
+    func write(_ wanted: [String: String?], _ condition: NodeCondition?, _ snapshot: Snapshot?) async throws {
         let key = ResourceKey(.node, node)
         guard let manifest = snapshot?.manifests[key] else { return }
         let present = manifest.annotations
-        guard wanted.contains(where: { present[$0.key] != $0.value }) else { return }
+        guard
+            wanted.contains(where: { present[$0.key] != $0.value })
+                || !NodeCondition.isSet(condition, in: manifest.content)
+        else { return }
         logger.info(
             "annotations are written",
             metadata: [
@@ -27,6 +70,7 @@ struct Publication: Sendable {
             for (name, value) in wanted {
                 node[["metadata", "annotations", name]] = value.map { .string($0) }
             }
+            NodeCondition.set(condition, in: &node)
             return node
         }
     }
@@ -51,8 +95,9 @@ struct Publication: Sendable {
         for family in AddressFamily.allCases {
             none.updateValue(nil, forKey: NodeAnnotation.publicKey(family))
             none.updateValue(nil, forKey: NodeAnnotation.interfaceAddress(family))
+            none.updateValue(nil, forKey: NodeAnnotation.listeningPort(family))
         }
-        try await write(none, snapshot)
+        try await write(none, nil, snapshot)
         try await release(AddressFamily.allCases, snapshot)
     }
 }

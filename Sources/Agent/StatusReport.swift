@@ -16,6 +16,16 @@ public struct StatusReport: Sendable, Codable, Equatable {
         public var state: String
         /// `tunnel`, `clear` (dropped in strict mode), `exempt` (in clear by the operator's choice).
         public var action: String
+        /// Key that carries the node's traffic, where it is another than the one that it publishes.
+        public var carrier: PublicKey?
+    }
+
+    /// What the agent has changed since its start.
+    public struct Work: Sendable, Codable, Equatable {
+        /// Changes asked for by netlink.
+        public var netlinkChanges = 0
+        /// Entries written to or taken from BPF maps.
+        public var mapWrites = 0
     }
 
     public struct Family: Sendable, Codable, Equatable {
@@ -40,17 +50,19 @@ public struct StatusReport: Sendable, Codable, Equatable {
     public var schema = 1
     public var node: String
     public var process: Int32
-    /// `ebpf`, `disabled`.
+    /// `ebpf`, `route`, `disabled`.
     public var mode: String
+    /// Why this mode.
+    public var modeReason = ""
     public var datastore: String
     /// `ready`, `waiting`, `unavailable`.
     public var datastoreState: String
     public var routeSource: String
     /// `kernel`, `userspace`; empty while disabled.
     public var backend: String
-    /// `tcx`, `clsact`; empty while disabled.
+    /// `tcx`, `clsact`; empty in other modes than eBPF.
     public var attachment: String
-    /// `Direct`, `Stack`; empty while disabled.
+    /// `Direct`, `Stack`; empty in other modes than eBPF.
     public var steeringPath: String
     public var steeringPathReason: String
     /// What cannot be encrypted is dropped.
@@ -60,6 +72,15 @@ public struct StatusReport: Sendable, Codable, Equatable {
     public var ipv4: Family?
     public var ipv6: Family?
     public var attachments: [Attachment]
+    /// Of route mode; 0 in others.
+    public var routeTable: UInt32 = 0
+    /// Where rules of ours are in the node's firewall: `nftables`, `iptables-nft`, `iptables-legacy`; empty: none.
+    public var firewall = ""
+    /// Chains of the firewall that would drop WireGuard's packets, and have a rule of ours before.
+    public var firewallExceptions: [String] = []
+    /// Every setting in force, and where it comes from.
+    public var settings: [SettingValue] = []
+    public var work = Work()
     public var problems: [Problem]
 
     public subscript(family: AddressFamily) -> Family? {

@@ -110,6 +110,7 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
             }
         }
         try check(result, "update map", name)
+        BPFWork.note()
     }
 
     /// Removes a key; false when it was not there.
@@ -120,6 +121,7 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
         }
         if result == -ENOENT { return false }
         try check(result, "delete from map", name)
+        BPFWork.note()
         return true
     }
 

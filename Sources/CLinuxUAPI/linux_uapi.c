@@ -32,6 +32,11 @@ int wgp_unshare(int kinds)
 	return unshare(kinds);
 }
 
+int wgp_memory_file(void)
+{
+	return syscall(SYS_memfd_create, "wgplane", 1 /* MFD_CLOEXEC */);
+}
+
 int wgp_gettid(void)
 {
 	return (int)syscall(SYS_gettid);

@@ -11,6 +11,9 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
         /// 0: there is none, though the family is on: its packets are guarded, never steered.
         public var interface: UInt32
         public var listeningPort: UInt16
+        /// While the port changes, the one before, or the one to come; 0: none. What comes to the one
+        /// of the two that nobody listens on is led to the other.
+        public var otherPort: UInt16 = 0
         /// Nil: it has none yet.
         public var address: IPAddress?
         /// 0: unknown, sizes are not looked at.
@@ -28,13 +31,24 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
             self.mtu = mtu
             self.maximumSegment = maximumSegment
         }
+
+        /// Whether WireGuard's packets come by this port.
+        public func listens(on port: UInt16) -> Bool {
+            port == listeningPort || otherPort != 0 && port == otherPort
+        }
     }
 
     /// Nil: the family is off.
     public var ipv4: Device?
     public var ipv6: Device?
     public var firewallMark: UInt32
+    /// The one before, while it changes; 0: none.
+    public var oldFirewallMark: UInt32 = 0
+    /// A peer is behind NAT: whoever it is may speak WireGuard to us.
+    public var admitsAnybody = false
     public var isDirect: Bool
+    /// The programs that are attached by clsact work; else those of tcx.
+    public var isClsact = false
     /// What cannot be encrypted is dropped.
     public var isStrict = false
     /// Traffic of the nodes themselves is promised too.
@@ -111,13 +125,17 @@ extension wgp_config {
     private static let flagBits: [(any WritableKeyPath<DataplaneConfig, Bool> & Sendable, UInt32)] = [
         (\.isDirect, WGP_CONFIG_DIRECT.rawValue), (\.isStrict, WGP_CONFIG_STRICT.rawValue),
         (\.encryptsHosts, WGP_CONFIG_HOSTS.rawValue), (\.checksSources, WGP_CONFIG_SOURCES.rawValue),
-        (\.asksConntrack, WGP_CONFIG_CONNTRACK.rawValue),
+        (\.isClsact, WGP_CONFIG_CLSACT.rawValue), (\.asksConntrack, WGP_CONFIG_CONNTRACK.rawValue),
+        (\.admitsAnybody, WGP_CONFIG_ROAMING.rawValue),
     ]
 
     init(_ config: DataplaneConfig) {
         self.init()
         for (path, bit) in Self.flagBits where config[keyPath: path] { flags |= bit }
         mark = config.firewallMark
+        old_mark = config.oldFirewallMark
+        other_port4 = config.ipv4?.otherPort ?? 0
+        other_port6 = config.ipv6?.otherPort ?? 0
         if let device = config.ipv4 {
             flags |= WGP_CONFIG_ENABLED4.rawValue
             (ifindex4, port4, mtu4, mss4) = (device.interface, device.listeningPort, device.mtu, device.maximumSegment)
@@ -159,6 +177,9 @@ extension wgp_config {
                     interface: ifindex6, listeningPort: port6, address: address6.isUnspecified ? nil : address6,
                     mtu: mtu6, maximumSegment: mss6),
             firewallMark: mark, isDirect: false)
+        config.ipv4?.otherPort = other_port4
+        config.ipv6?.otherPort = other_port6
+        config.oldFirewallMark = old_mark
         for (path, bit) in Self.flagBits { config[keyPath: path] = flags & bit != 0 }
         if block4 != 0 { config.blockLengths[.ipv4] = Int(block4) }
         if block6 != 0 { config.blockLengths[.ipv6] = Int(block6) }

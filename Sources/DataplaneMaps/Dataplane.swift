@@ -89,6 +89,8 @@ public struct DataplanePrograms: Sendable {
     /// False where the programs that ask conntrack are not to be loaded: the kernel refuses them, or
     /// has no `bpf_skb_ct_lookup`, which a module nf_conntrack brings.
     public private(set) var mayAskConntrack = true
+    /// They are to be attached by clsact, and work while the configuration says so.
+    private let isClsact: Bool
     /// UDP ports of overlays, for guards that are loaded from now on.
     public var vxlanPorts: [UInt16] = [4789, 8472]
 
@@ -99,8 +101,11 @@ public struct DataplanePrograms: Sendable {
 
     /// Loads the programs for Ethernet and WireGuard devices, which makes and pins the maps
     /// that are missing. Those for uplinks without an Ethernet header are loaded when asked for.
-    public init(_ layout: PinLayout, useCoarseClock: Bool = true) throws(BPFError) {
+    public init(
+        _ layout: PinLayout, useCoarseClock: Bool = true, mechanism: AttachmentMechanism = .tcx
+    ) throws(BPFError) {
         self.layout = layout
+        isClsact = mechanism == .clsact
         self.useCoarseClock = useCoarseClock
         for (hook, isEthernet) in [
             (Hook.fromPod, true), (.toUplink, true), (.fromUplink, true), (.toWireGuard, false),
@@ -111,6 +116,7 @@ public struct DataplanePrograms: Sendable {
     /// Loads nothing yet: each program, and the maps that it names, when it is asked for.
     public init(empty layout: PinLayout) {
         self.layout = layout
+        isClsact = false
         useCoarseClock = true
     }
 
@@ -121,7 +127,11 @@ public struct DataplanePrograms: Sendable {
         while true {
             do {
                 let program = try Self.load(
-                    hook, layout, linkHeaderLength: isEthernet ? 14 : 0, coarse: useCoarseClock, vxlanPorts: vxlanPorts)
+                    hook, layout,
+                    wgp_constants(
+                        link_header_length: isEthernet ? 14 : 0, coarse_clock: useCoarseClock ? 1 : 0,
+                        clsact: isClsact ? 1 : 0,
+                        vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0)))
                 programs[key] = program.program
                 if program.isPlain { mayAskConntrack = false }
                 return program.program
@@ -143,11 +153,8 @@ public struct DataplanePrograms: Sendable {
 
     /// Loads a hook's program; where the kernel refuses one that may ask conntrack, the plain one.
     private static func load(
-        _ hook: Hook, _ layout: PinLayout, linkHeaderLength: UInt32, coarse: Bool, vxlanPorts: [UInt16]
+        _ hook: Hook, _ layout: PinLayout, _ constants: wgp_constants
     ) throws(BPFError) -> (program: BPFProgram, isPlain: Bool) {
-        let constants = wgp_constants(
-            link_header_length: linkHeaderLength, coarse_clock: coarse ? 1 : 0,
-            vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0))
         let images = Self.images.filter { $0.name == hook.name || $0.name == "\(hook.name)_plain" }
             .sorted { $0.name.count < $1.name.count }
         var failure: BPFError?

@@ -84,6 +84,7 @@ public struct DestinationTable: Sendable {
         for interface in interfaces { lanes += memory(of: wgp_lane(ifindex: interface, pad: 0)) }
         lanes += [UInt8](repeating: 0, count: Int(WGP_MAX_LANES) * MemoryLayout<wgp_lane>.size - lanes.count)
         if memory(of: current.lanes) != lanes {
+            BPFWork.note()
             for (index, interface) in interfaces.enumerated() {
                 mapping.write(interface, to: slot, offset: 16 + index * MemoryLayout<wgp_lane>.size)
             }
@@ -101,7 +102,9 @@ public struct DestinationTable: Sendable {
         unsafe mapping.withWord(of: slot, offset: 0) { pointer in
             let old = unsafe wgp_load_acquire(pointer)
             let new = change(old)
-            if new != old { unsafe wgp_store_release(pointer, new) }
+            guard new != old else { return }
+            unsafe wgp_store_release(pointer, new)
+            BPFWork.note()
         }
     }
 

@@ -64,6 +64,15 @@ public struct PinLayout: Sendable, Hashable {
         try? removeFolder(root)
     }
 
+    /// Removes every pin of ours but these maps of the present version.
+    public func remove(except maps: [String]) throws {
+        try removeOtherVersions()
+        for entry in (try? listFolder(links)) ?? [] { try removeFile("\(links)/\(entry.name)") }
+        for entry in (try? listFolder(folder)) ?? [] where !entry.isFolder && !maps.contains(entry.name) {
+            try removeFile("\(folder)/\(entry.name)")
+        }
+    }
+
     /// Removes the pins of some maps; what is not there is no error.
     public func removeMaps(_ names: [String]) throws {
         for name in names { try removeFile(map(name)) }

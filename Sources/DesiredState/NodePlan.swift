@@ -16,14 +16,20 @@ public enum RouteTarget: Sendable, Hashable, Codable {
 public struct PeerPlan: Sendable, Hashable {
     public var node: String
     public var publicKey: PublicKey
-    public var endpoint: Endpoint
+    /// Nil: the node is behind NAT, and its endpoint is learned from what it sends.
+    public var endpoint: Endpoint?
     public var allowedIPs: Set<CIDR>
+    /// The node's own address, from which it may speak to us beside its endpoint.
+    public var address: IPAddress?
 
-    public init(node: String, publicKey: PublicKey, endpoint: Endpoint, allowedIPs: Set<CIDR>) {
+    public init(
+        node: String, publicKey: PublicKey, endpoint: Endpoint?, allowedIPs: Set<CIDR>, address: IPAddress? = nil
+    ) {
         self.node = node
         self.publicKey = publicKey
         self.endpoint = endpoint
         self.allowedIPs = allowedIPs
+        self.address = address ?? endpoint?.address
     }
 }
 
@@ -52,13 +58,19 @@ public struct FamilyPlan: Sendable, Hashable {
 /// What one node should have: a pure function of the resources.
 public struct NodePlan: Sendable {
     public var node: String
-    public var settings: Settings
+    /// The settings in force, and where they come from.
+    public var effective: EffectiveSettings
+    public var settings: Settings { effective.settings }
     public var routeSource: RouteSource
     public var ipv4 = FamilyPlan()
     public var ipv6 = FamilyPlan()
     public var pods: [LocalPod] = []
     /// Nodes' own traffic is encrypted too: as the setting says, else on EKS and AKS.
     public private(set) var encryptsHosts = false
+    /// Calico's own agent runs on this node.
+    public private(set) var isBesideCalicoNode = false
+    /// Seconds between keep-alive packets, 0: off.
+    public private(set) var keepAlive: UInt16 = 0
     /// What AKS takes off the MTU beside WireGuard's overhead when hosts are encrypted.
     public private(set) var cloudOverhead: UInt32 = 0
     /// Who had each key first; handed to the next computation.
@@ -78,16 +90,20 @@ public struct NodePlan: Sendable {
     ///   - node: this node's name.
     ///   - ownKeys: the public keys of this node's devices; nobody else may claim them.
     ///   - keyOwners: who had each key before.
+    ///   - overrides: settings of this node said outside the datastore.
+    ///   - inForce: this node's settings until now.
     public init(
         manifests: [Manifest], node: String, ownKeys: [AddressFamily: PublicKey] = [:],
-        keyOwners: [PublicKey: String] = [:]
+        keyOwners: [PublicKey: String] = [:], overrides: [SettingOverride] = [], inForce: Settings? = nil
     ) {
         let cluster = ClusterState(manifests)
         var problems = cluster.problems
         self.node = node
-        settings = Settings(
+        effective = EffectiveSettings(
             felix: manifests.filter { $0.key.kind == .felixConfiguration },
-            dataplane: manifests.filter { $0.key.kind == .dataplaneConfiguration }, node: node, problems: &problems)
+            dataplane: manifests.filter { $0.key.kind == .dataplaneConfiguration }, node: node, overrides: overrides,
+            inForce: inForce, problems: &problems)
+        let settings = effective.settings
         routeSource = settings.routeSource ?? cluster.automaticRouteSource
         let ownership = Ownership(cluster, source: routeSource)
         problems += ownership.problems
@@ -99,6 +115,8 @@ public struct NodePlan: Sendable {
                     resource: "Node/\(node)", message: "is not in the datastore, so this node has no endpoint",
                     remedy: "create it, or name another with --node"))
         }
+        keepAlive = cluster.nodes[node]?.keepAlive ?? settings.keepAlive
+        isBesideCalicoNode = cluster.pods.contains { $0.node == node && $0.isCalicoNode && !$0.isFinished }
         let provider = cluster.nodes[node]?.provider ?? ""
         encryptsHosts = settings.hostEncryption ?? ["aws", "azure"].contains(provider)
         cloudOverhead = encryptsHosts && provider == "azure" ? 100 : 0
@@ -142,7 +160,8 @@ public struct NodePlan: Sendable {
         for (name, key) in valid {
             keyOwners[key] = name
             guard name != node, let other = cluster.nodes[name] else { continue }
-            guard let address = other.addresses[family] else {
+            let endpoint = endpoint(of: other, family)
+            guard let address = other.addresses[family], endpoint != nil || other.endpoints[family] == .learned else {
                 problems.append(
                     Problem(
                         resource: "Node/\(name)", field: "status.addresses",
@@ -158,8 +177,7 @@ public struct NodePlan: Sendable {
                 if encryptsHosts { plan.routes[CIDR(host: address)] = .node(name) }
             }
             plan.peers[name] = PeerPlan(
-                node: name, publicKey: key,
-                endpoint: Endpoint(address: address, port: port(of: name, family)), allowedIPs: allowed)
+                node: name, publicKey: key, endpoint: endpoint, allowedIPs: allowed, address: address)
         }
         // Of nodes without WireGuard only: an annotation that was forgotten exempts nobody else.
         plan.exempt = Set(cluster.nodes.values.filter(\.isStrictModeExempt).map(\.name))
@@ -168,8 +186,17 @@ public struct NodePlan: Sendable {
         return plan
     }
 
-    private func port(of other: String, _ family: AddressFamily) -> UInt16 {
-        ports[other]?[family] ?? commonPorts[family] ?? settings[family].listeningPort
+    /// As the operator says; else the node's own address, and the port that its agent tells of. Nil: it
+    /// has no address, or is to be learned.
+    private func endpoint(of other: NodeResource, _ family: AddressFamily) -> Endpoint? {
+        let port =
+            other.listeningPorts[family] ?? ports[other.name]?[family] ?? commonPorts[family]
+            ?? settings[family].listeningPort
+        switch other.endpoints[family] {
+        case .learned: return nil
+        case .at(let address, let own): return Endpoint(address: address, port: own ?? port)
+        case nil: return other.addresses[family].map { Endpoint(address: $0, port: port) }
+        }
     }
 
     /// Keys by node, without those that two nodes claim: who had a key first keeps it;

@@ -53,6 +53,8 @@ public struct ReferenceModel: Sendable {
     public var routes: [CIDR: Int]
     public var locals: [IPAddress: LocalAddress]
     public var endpoints: Set<IPAddress>
+    /// UDP ports of this node that somebody listens on.
+    public var listeningPorts: Set<UInt16> = []
     public var actions: [Int: DestinationAction]
     public var checkedInterfaces: Set<UInt32> = []
     public var allowedSources: Set<AllowedSource> = []
@@ -159,9 +161,10 @@ public struct ReferenceModel: Sendable {
         let pass = Outcome(verdict: .pass, mark: mark, packet: input.bytes)
         let drop = Outcome(verdict: .drop, mark: mark)
         guard let device = config[facts.source.family] else { return pass }
+        let isMarked = [config.firewallMark, config.oldFirewallMark].contains { $0 != 0 && mark & $0 == $0 }
         let isOuter =
-            mark & config.firewallMark == config.firewallMark && facts.transport == 17
-            && (facts.fragment == .later || facts.sourcePort == device.listeningPort)
+            isMarked && facts.transport == 17
+            && (facts.fragment == .later || device.listens(on: facts.sourcePort))
             && endpoints.contains(facts.destination)
         if isOuter { return pass }
         if input.ingress != 0, locals[facts.source] == nil,
@@ -207,8 +210,15 @@ public struct ReferenceModel: Sendable {
             let isKnown = endpoints.contains(facts.source)
             if facts.fragment == .later {
                 if isKnown { return pass }
-            } else if facts.destinationPort == device.listeningPort {
-                return isKnown ? pass : drop
+            } else if device.listens(on: facts.destinationPort) {
+                guard isKnown || config.admitsAnybody else { return drop }
+                guard device.otherPort != 0, !listeningPorts.contains(facts.destinationPort) else { return pass }
+                let isOwn = facts.destinationPort == device.listeningPort
+                let port = isOwn ? device.otherPort : device.listeningPort
+                guard listeningPorts.contains(port) else { return pass }
+                var packet = ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)
+                packet.rewrite(isSource: false, facts.destination, port: port)
+                return Outcome(verdict: .pass, mark: pass.mark, packet: packet.bytes)
             }
         }
         let source = slot(of: facts.source)

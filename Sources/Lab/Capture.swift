@@ -27,8 +27,10 @@ public final class UnderlayCapture: Sendable {
 
     /// Starts at once. `pools`: addresses that must not be seen; `ports`: WireGuard's; `transports`:
     /// of what must not be seen, all when empty (neighbour discovery bears nodes' addresses).
+    /// `both`: only what goes from one of the addresses to another.
     public init(
-        underlay: NamespaceFiles, pools: [CIDR], ports: Set<UInt16> = [51820, 51821], transports: Set<UInt8> = []
+        underlay: NamespaceFiles, pools: [CIDR], ports: Set<UInt16> = [51820, 51821], transports: Set<UInt8> = [],
+        both: Bool = false
     ) throws {
         let socket = try underlay.run { try CaptureSocket() }
         self.socket = socket
@@ -56,7 +58,12 @@ public final class UnderlayCapture: Sendable {
                         count.wireguardPackets += 1
                     } else if !transports.isEmpty, !transports.contains(seen.transport) {
                         return
-                    } else if pools.contains(where: { $0.contains(seen.source) || $0.contains(seen.destination) }) {
+                    } else if both
+                        ? [seen.source, seen.destination].allSatisfy({ address in
+                            pools.contains { $0.contains(address) }
+                        })
+                        : pools.contains(where: { $0.contains(seen.source) || $0.contains(seen.destination) })
+                    {
                         count.clearPackets += 1
                         if count.examples.count < 5 { count.examples.append(seen.description) }
                     }

@@ -37,7 +37,10 @@ public actor Lab {
     // MARK: Up and down
 
     /// Makes a lab and starts its agents; what was made is taken down again when it fails.
-    public static func up(_ spec: LabSpec, enabled: Bool, binary: String, logger: Logger) async throws -> Lab {
+    /// `agents`: they are started, too.
+    public static func up(
+        _ spec: LabSpec, enabled: Bool, agents: Bool = true, binary: String, logger: Logger
+    ) async throws -> Lab {
         try spec.check()
         guard isRoot() else {
             throw ProblemsError(
@@ -52,6 +55,7 @@ public actor Lab {
         }
         do {
             try await lab.build(enabled: enabled)
+            if agents { for node in lab.nodeNames() { try await lab.startAgent(node) } }
             return lab
         } catch {
             try? await lab.down()
@@ -108,7 +112,9 @@ public actor Lab {
         var manifests = spec.families.map(LabResources.pool)
         manifests.append(
             LabResources.felix(enabled: enabled, families: spec.families, attachment: spec.attachment))
-        if spec.backend != .auto { manifests.append(LabResources.dataplane(backend: spec.backend)) }
+        if spec.backend != .auto || spec.mode != .auto {
+            manifests.append(LabResources.dataplane(backend: spec.backend, mode: spec.mode))
+        }
         for number in 1...spec.nodes {
             manifests.append(LabResources.node(number, families: spec.families))
             for family in spec.families {
@@ -120,7 +126,6 @@ public actor Lab {
         }
         manifests += state.pods.map(LabResources.pod)
         for manifest in manifests { try await apply(manifest) }
-        for number in 1...spec.nodes { try startAgent("node\(number)") }
     }
 
     private func apply(_ manifest: Manifest) async throws {

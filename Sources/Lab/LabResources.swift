@@ -89,10 +89,14 @@ enum LabResources {
         return manifest(.felixConfiguration, "default", ["spec": spec])
     }
 
-    static func dataplane(backend: WireGuardBackendChoice) -> Manifest {
+    static func dataplane(backend: WireGuardBackendChoice, mode: ModeChoice) -> Manifest {
         manifest(
             .dataplaneConfiguration, "default",
-            ["spec": .object(["wireguardBackend": .string(backend.rawValue)])])
+            [
+                "spec": .object([
+                    "wireguardBackend": .string(backend.rawValue), "mode": .string(mode.rawValue),
+                ])
+            ])
     }
 
     private static func manifest(

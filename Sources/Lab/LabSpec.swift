@@ -13,13 +13,16 @@ public struct LabSpec: Sendable, Hashable, Codable {
     public var families: [AddressFamily]
     public var backend: WireGuardBackendChoice
     public var attachment: AttachmentChoice
+    public var mode: ModeChoice
     /// Of the pods' devices, both ends.
     public var podMTU: UInt32
 
     public init(
         name: String = "lab", nodes: Int = 3, pods: Int = 2, families: [AddressFamily] = [.ipv4],
-        backend: WireGuardBackendChoice = .auto, attachment: AttachmentChoice = .auto, podMTU: UInt32 = 1420
+        backend: WireGuardBackendChoice = .auto, attachment: AttachmentChoice = .auto, mode: ModeChoice = .auto,
+        podMTU: UInt32 = 1420
     ) {
+        self.mode = mode
         self.podMTU = podMTU
         self.name = name
         self.nodes = nodes

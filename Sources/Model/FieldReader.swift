@@ -11,12 +11,18 @@ public struct FieldReader {
     public let prefix: String
     public private(set) var problems: [Problem] = []
     private var known: Set<String> = []
+    /// Values are texts, as of an environment variable: `1` may be a number or a yes.
+    let isText: Bool
 
-    public init(_ value: ManifestValue, resource: String, prefix: String = "") {
+    public init(_ value: ManifestValue, resource: String, prefix: String = "", isText: Bool = false) {
         self.value = value
         self.resource = resource
         self.prefix = prefix
+        self.isText = isText
     }
+
+    /// Fields that were asked for and are there.
+    var present: Set<String> { known.filter { value[$0] != nil && value[$0] != .null } }
 
     /// Notes an error in a field of this object.
     public mutating func report(_ field: String, value: String = "", _ message: String, remedy: String) {
@@ -55,12 +61,17 @@ public struct FieldReader {
     public mutating func bool(_ name: String) -> Bool? {
         guard let found = field(name) else { return nil }
         if case .bool(let flag) = found { return flag }
+        if isText {
+            if ["true", "1", "yes", "y", "t"].contains(found.text.lowercased()) { return true }
+            if ["false", "0", "no", "n", "f"].contains(found.text.lowercased()) { return false }
+        }
         return mismatch(name, found, "true or false")
     }
 
     public mutating func integer(_ name: String, in range: ClosedRange<Int64>) -> Int64? {
         guard let found = field(name) else { return nil }
         if case .integer(let number) = found, range.contains(number) { return number }
+        if isText, let number = Int64(found.text), range.contains(number) { return number }
         return mismatch(name, found, "a whole number from \(range.lowerBound) to \(range.upperBound)")
     }
 
@@ -70,6 +81,9 @@ public struct FieldReader {
     ) -> Choice? where Choice.RawValue == String {
         guard let text = string(name) else { return nil }
         if let choice = Choice(rawValue: text) { return choice }
+        if isText, let choice = Choice.allCases.first(where: { $0.rawValue.lowercased() == text.lowercased() }) {
+            return choice
+        }
         let accepted = Choice.allCases.map(\.rawValue).joined(separator: ", ")
         report(name, value: text, "is not one of the accepted words", remedy: "use one of \(accepted)")
         return nil
@@ -101,6 +115,15 @@ public struct FieldReader {
         return nil
     }
 
+    /// A duration in whole seconds, 0 to 65535; as text also a plain number of them.
+    mutating func seconds(_ name: String) -> UInt16? {
+        if isText, let found = field(name), let seconds = UInt16(found.text) { return seconds }
+        guard let seconds = duration(name) else { return nil }
+        if (0...65535).contains(seconds) { return UInt16(seconds) }
+        report(name, value: "\(seconds)s", "is out of range", remedy: "use 0s to 65535s")
+        return nil
+    }
+
     static func seconds(_ text: String) -> Double? {
         if text == "0" { return 0 }
         var total = 0.0
@@ -120,12 +143,13 @@ public struct FieldReader {
     /// Reads an object inside this one; its problems are this one's.
     public mutating func object<Result>(_ name: String, _ body: (inout FieldReader) -> Result) -> Result {
         let found = field(name)
-        var reader = FieldReader(found ?? .object([:]), resource: resource, prefix: prefix + name + ".")
+        var reader = FieldReader(
+            found ?? .object([:]), resource: resource, prefix: prefix + name + ".", isText: isText)
         if let found {
             if case .object = found {
             } else {
                 report(name, value: found.text, "is not an object", remedy: "give it fields, or remove it")
-                reader = FieldReader(.object([:]), resource: resource, prefix: prefix + name + ".")
+                reader = FieldReader(.object([:]), resource: resource, prefix: prefix + name + ".", isText: isText)
             }
         }
         let result = body(&reader)
@@ -151,6 +175,9 @@ public struct FieldReader {
     /// The same; nil where there is no such field, or it is no list.
     public mutating func list(_ name: String) -> [String]? {
         guard let found = field(name) else { return nil }
+        if isText, case .string(let text) = found {
+            return text.split(separator: ",").map { $0.trimmingPrefix(" ").description }
+        }
         guard case .array = found else {
             report(name, value: found.text, "is not a list", remedy: "write it as a list")
             return nil

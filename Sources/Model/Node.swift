@@ -11,10 +11,29 @@ public enum NodeAnnotation {
     }
     /// The operator's word that a node without WireGuard is reached in clear, strict mode or not: `true`.
     public static let strictModeExempt = "wgplane.io/strict-mode-exempt"
+    /// The UDP port that a node's WireGuard listens on now: written by its agent.
+    public static func listeningPort(_ family: AddressFamily) -> String {
+        "wgplane.io/wireguard-listening-port" + (family == .ipv4 ? "" : "-v6")
+    }
+    /// Where others reach a node's WireGuard, if not at its own address: `198.51.100.7`, `198.51.100.7:4500`,
+    /// or `none` for a node behind NAT, which begins itself and whose endpoint is learned.
+    public static func endpoint(_ family: AddressFamily) -> String {
+        "wgplane.io/wireguard-endpoint" + (family == .ipv4 ? "" : "-v6")
+    }
+    /// How often a node sends its peers a packet, to keep a NAT's mapping: `25s`.
+    public static let keepAlive = "wgplane.io/wireguard-keepalive"
     /// Calico's own word for a node's address, `10.0.0.1/24`.
     public static func nodeAddress(_ family: AddressFamily) -> String {
         family == .ipv4 ? "projectcalico.org/IPv4Address" : "projectcalico.org/IPv6Address"
     }
+}
+
+/// Where others reach a node's WireGuard.
+public enum EndpointChoice: Sendable, Hashable {
+    /// Nil: the node's own port.
+    case at(IPAddress, port: UInt16?)
+    /// Wherever it was last heard from.
+    case learned
 }
 
 /// What wgplane reads of a Kubernetes Node.
@@ -23,11 +42,20 @@ public struct NodeResource: Sendable, Hashable {
     /// Underlay address by family: WireGuard's endpoint.
     public var addresses: [AddressFamily: IPAddress] = [:]
     public var publicKeys: [AddressFamily: PublicKey] = [:]
+    /// As its agent tells.
+    public var listeningPorts: [AddressFamily: UInt16] = [:]
+    /// As the operator says.
+    public var endpoints: [AddressFamily: EndpointChoice] = [:]
+    /// Seconds; nil: as the settings say.
+    public var keepAlive: UInt16?
     /// Addresses of the WireGuard devices.
     public var interfaceAddresses: [AddressFamily: IPAddress] = [:]
     public var podCIDRs: [CIDR] = []
     /// Scheme of `spec.providerID`: `aws`, `azure`; empty: none.
     public var provider = ""
+    /// `ebpf`, `route`, `disabled`, and why, as its agent tells by the condition `WireGuardReady`; empty: nothing told.
+    public var mode = ""
+    public var modeMessage = ""
     /// Its pods are reached in clear where it has no WireGuard, strict mode or not.
     public var isStrictModeExempt = false
 }
@@ -60,6 +88,11 @@ extension NodeResource {
             for address in addresses where result.addresses[address.family] == nil {
                 result.addresses[address.family] = address
             }
+            let told: [(String, String)] = status.objects("conditions") { condition in
+                guard condition.string("type") == "WireGuardReady" else { return nil }
+                return (condition.string("reason") ?? "", condition.string("message") ?? "")
+            }
+            if let (reason, message) = told.first { (result.mode, result.modeMessage) = (reason.lowercased(), message) }
         }
         if let text = annotations[NodeAnnotation.strictModeExempt] {
             result.isStrictModeExempt = text == "true"
@@ -67,6 +100,16 @@ extension NodeResource {
                 reader.report(
                     "metadata.annotations[\(NodeAnnotation.strictModeExempt)]", value: text, "is not true or false",
                     remedy: "set it to true, or remove it")
+            }
+        }
+        if let text = annotations[NodeAnnotation.keepAlive] {
+            let seconds = FieldReader.seconds(text) ?? -1
+            if (0...65535).contains(seconds) {
+                result.keepAlive = UInt16(seconds)
+            } else {
+                reader.report(
+                    "metadata.annotations[\(NodeAnnotation.keepAlive)]", value: text,
+                    "is no duration from 0s to 65535s", remedy: "write it like 25s")
             }
         }
         for family in AddressFamily.allCases {
@@ -85,6 +128,18 @@ extension NodeResource {
                 })
             {
                 result.addresses[family] = address
+            }
+            result.listeningPorts[family] = annotation(
+                NodeAnnotation.listeningPort(family), "a port", { UInt16($0).flatMap { $0 == 0 ? nil : $0 } })
+            if let text = annotations[NodeAnnotation.endpoint(family)] {
+                result.endpoints[family] = EndpointChoice(text, family)
+                if result.endpoints[family] == nil {
+                    reader.report(
+                        "metadata.annotations[\(NodeAnnotation.endpoint(family))]", value: text,
+                        "is not an \(family) address, with or without a port",
+                        remedy:
+                            "write it like \(family == .ipv4 ? "198.51.100.7:51820" : "[2001:db8::7]:51821"), or none")
+                }
             }
             result.publicKeys[family] = annotation(
                 NodeAnnotation.publicKey(family), "a WireGuard public key of 32 bytes in base64", { PublicKey($0) })
@@ -105,6 +160,8 @@ public struct PodResource: Sendable, Hashable {
     public var node: String
     public var addresses: [IPAddress]
     public var isHostNetwork: Bool
+    /// One of Calico's own agents.
+    public var isCalicoNode = false
     /// Succeeded or Failed: it runs no more, and its addresses may be another's.
     public var isFinished: Bool
     /// What it may send from beside its own addresses, where that is permitted.
@@ -123,6 +180,7 @@ extension PodResource {
         (node, isHostNetwork) = reader.object("spec") { spec in
             (spec.string("nodeName") ?? "", spec.bool("hostNetwork") ?? false)
         }
+        isCalicoNode = manifest.content[["metadata", "labels", "k8s-app"]]?.text == "calico-node"
         (addresses, isFinished) = reader.object("status") { status in
             let phase = status.string("phase") ?? ""
             var found: [IPAddress] = status.objects("podIPs") { $0.address("ip") }
@@ -149,5 +207,25 @@ extension PodResource {
             return
         }
         allowedSources = prefixes.compactMap { $0 }
+    }
+}
+
+extension EndpointChoice {
+    /// Reads `198.51.100.7`, `198.51.100.7:4500`, `2001:db8::7`, `[2001:db8::7]:4500`, `none`.
+    init?(_ text: String, _ family: AddressFamily) {
+        if text == "none" {
+            self = .learned
+            return
+        }
+        var host = text[...]
+        var port: UInt16?
+        if let colon = text.lastIndex(of: ":"), family == .ipv4 || text.hasPrefix("[") && !text.hasSuffix("]") {
+            guard let number = UInt16(text[text.index(after: colon)...]), number != 0 else { return nil }
+            port = number
+            host = text[..<colon]
+        }
+        if host.hasPrefix("["), host.hasSuffix("]") { host = host.dropFirst().dropLast() }
+        guard let address = IPAddress(String(host)), address.family == family else { return nil }
+        self = .at(address, port: port)
     }
 }

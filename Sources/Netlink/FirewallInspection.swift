@@ -65,7 +65,7 @@ public enum FirewallInspection {
     // MARK: Judgement
 
     static func judge(_ chains: [Chain], devices: Set<String>?, _ findings: inout Findings) {
-        for chain in chains {
+        for chain in chains where chain.table != ownTable {
             guard let hook = chain.hook else { continue }
             if chain.type == "nat", !chain.rules.isEmpty { findings.hasNAT = true }
             // Forwarded packets pass prerouting, forward and postrouting, and a device's own hooks.
@@ -86,6 +86,20 @@ public enum FirewallInspection {
             if let rule = filter(in: chain, chains, devices, &seen) {
                 findings.filters.append("\(chain.title)\(rule == chain.name ? "" : " by chain \(rule)") filters")
             }
+        }
+    }
+
+    /// Name of this product's own table of nf_tables, which is nobody's policy.
+    public static let ownTable = "wgplane"
+
+    /// Base chains of a hook that may drop what comes: by policy, or by a rule.
+    static func dropping(_ chains: [Chain], hook: UInt32) -> [Chain] {
+        chains.filter { chain in
+            guard chain.hook == hook, chain.table != ownTable, chain.type == "filter",
+                UInt32(chain.family) != WGP_NFPROTO_NETDEV.rawValue
+            else { return false }
+            var seen: Set<String> = []
+            return chain.policy == 0 || filter(in: chain, chains, nil, &seen) != nil
         }
     }
 
@@ -119,7 +133,7 @@ public enum FirewallInspection {
 
     // MARK: nf_tables
 
-    private static func chains() throws(NetlinkError) -> [Chain] {
+    static func chains() throws(NetlinkError) -> [Chain] {
         do {
             let session = try NetlinkSession(.netfilter)
             var chains = try dump(session, NFT_MSG_GETCHAIN.rawValue, "list nftables chains").compactMap(chain)
@@ -303,7 +317,7 @@ public enum FirewallInspection {
             for table in String(decoding: bytes, as: UTF8.self).split(separator: "\n") {
                 if table == "nat" {
                     findings.hasNAT = true
-                } else if let rules = LegacyTable.forwardRules(String(table), isIPv6: tool == "ip6tables"), rules == 0 {
+                } else if LegacyTable(String(table), isIPv6: tool == "ip6tables")?.forwardRules() == 0 {
                     continue
                 } else {
                     findings.filters.append("legacy \(tool) table \(table) has rules for forwarded packets")

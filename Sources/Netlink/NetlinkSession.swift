@@ -82,6 +82,7 @@ public final class NetlinkSession {
     public func acknowledge(
         _ operation: String, type: some BinaryInteger, flags: Int32 = 0, _ payload: NetlinkPayload
     ) throws(NetlinkError) {
+        NetlinkWork.note(changes: 1)
         _ = try exchange(operation, type: UInt16(type), flags: flags | NLM_F_ACK, payload)
     }
 
@@ -114,6 +115,63 @@ public final class NetlinkSession {
             throw .socket(operation: operation, errno: error.rawValue)
         }
         return try receive(operation, isDump: flags & NLM_F_DUMP == NLM_F_DUMP)
+    }
+
+    /// One message of a transaction.
+    struct Request {
+        var type: UInt16
+        var flags: Int32
+        var payload: NetlinkPayload
+    }
+
+    /// Sends messages of nfnetlink that hold all together or not at all.
+    func transaction(_ operation: String, _ requests: [Request]) throws(NetlinkError) {
+        NetlinkWork.note(changes: requests.count)
+        let first = sequence &+ 1
+        var bytes: [UInt8] = []
+        func append(_ type: UInt16, _ flags: Int32, _ payload: NetlinkPayload) {
+            sequence &+= 1
+            bytes +=
+                NetlinkPayload(
+                    nlmsghdr(
+                        nlmsg_len: UInt32(16 + payload.bytes.count), nlmsg_type: type,
+                        nlmsg_flags: UInt16(flags | NLM_F_REQUEST), nlmsg_seq: sequence, nlmsg_pid: port)
+                ).bytes + payload.bytes
+        }
+        // The subsystem in network byte order.
+        let frame = NetlinkPayload(
+            nfgenmsg(nfgen_family: 0, version: 0, res_id: UInt16(NFNL_SUBSYS_NFTABLES).bigEndian))
+        append(UInt16(NFNL_MSG_BATCH_BEGIN), 0, frame)
+        for request in requests { append(request.type, request.flags | NLM_F_ACK, request.payload) }
+        append(UInt16(NFNL_MSG_BATCH_END), 0, frame)
+        do {
+            let sent = bytes
+            try retryingInterrupts { unsafe send(socket.rawValue, sent, sent.count, 0) }
+        } catch {
+            throw .socket(operation: operation, errno: error.rawValue)
+        }
+        var open = Set((0..<UInt32(requests.count)).map { first &+ 1 &+ $0 })
+        var failure: NetlinkError?
+        while !open.isEmpty {
+            var rest = try receiveDatagram(operation)
+            while let header: nlmsghdr = rest.value() {
+                let length = Int(header.nlmsg_len)
+                guard length >= 16, length <= rest.count else { throw .malformed(operation: operation) }
+                let payload = rest.dropFirst(16).prefix(length - 16)
+                rest = rest.dropFirst((length + 3) & ~3)
+                guard Int32(header.nlmsg_type) == NLMSG_ERROR, header.nlmsg_pid == port else { continue }
+                guard let error: Int32 = payload.value() else { throw .malformed(operation: operation) }
+                if error != 0, failure == nil {
+                    failure = .refused(
+                        operation: operation, errno: -error,
+                        message: Self.extendedAcknowledgement(payload, flags: header.nlmsg_flags))
+                }
+                open.remove(header.nlmsg_seq)
+                // The whole was refused: nobody answers for its parts.
+                if header.nlmsg_seq == first { open = [] }
+            }
+        }
+        if let failure { throw failure }
     }
 
     private func receive(

@@ -7,12 +7,21 @@ public import Addresses
 extension RouteSession {
     // MARK: Routes
 
-    /// Every route of a family, in all tables.
-    public func routes(_ family: AddressFamily) throws(NetlinkError) -> [Route] {
+    /// Every route of a family: in all tables, or in one.
+    public func routes(_ family: AddressFamily, table: UInt32? = nil) throws(NetlinkError) -> [Route] {
         var header = rtmsg()
         header.rtm_family = family.socketFamily
-        return try session.request("list \(family) routes", type: RTM_GETROUTE, dump: true, NetlinkPayload(header))
-            .compactMap(Self.route)
+        var payload = NetlinkPayload(header)
+        // Kernels that do not know the filter (before 4.20) tell of all.
+        if let table { payload.attribute(RTA_TABLE.rawValue, value: table) }
+        do {
+            return try session.request("list \(family) routes", type: RTM_GETROUTE, dump: true, payload)
+                .compactMap(Self.route).filter { table == nil || $0.table == table }
+        } catch {
+            // A table in which there never was a route.
+            if table != nil, error.errno == ENOENT { return [] }
+            throw error
+        }
     }
 
     private static func route(_ message: NetlinkMessage) -> Route? {
@@ -20,19 +29,23 @@ extension RouteSession {
             let family = AddressFamily(socketFamily: header.rtm_family)
         else { return nil }
         var address = family == .ipv4 ? IPAddress.anyIPv4 : .anyIPv6
-        var result = (index: UInt32(0), gateway: IPAddress?.none, table: UInt32(header.rtm_table))
+        var result = (
+            index: UInt32(0), gateway: IPAddress?.none, table: UInt32(header.rtm_table), metric: UInt32(0)
+        )
         for attribute in attributes {
             switch attribute.type {
             case Int(RTA_DST.rawValue): address = IPAddress(bytes: attribute.payload) ?? address
             case Int(RTA_OIF.rawValue): result.index = attribute.integer() ?? 0
             case Int(RTA_GATEWAY.rawValue): result.gateway = IPAddress(bytes: attribute.payload)
+            case Int(RTA_PRIORITY.rawValue): result.metric = attribute.integer() ?? 0
             case Int(RTA_TABLE.rawValue): result.table = attribute.integer() ?? result.table
             default: break
             }
         }
         guard let destination = CIDR(masking: address, prefixLength: Int(header.rtm_dst_len)) else { return nil }
         return Route(
-            destination, index: result.index, gateway: result.gateway, table: result.table, type: header.rtm_type)
+            destination, index: result.index, gateway: result.gateway, table: result.table, type: header.rtm_type,
+            origin: header.rtm_protocol, metric: result.metric)
     }
 
     /// Adds a route, or replaces the one with its destination, table and metric.
@@ -42,57 +55,35 @@ extension RouteSession {
             Self.routePayload(route))
     }
 
-    /// Deletes a route; what is not there is no error.
+    /// Deletes a route, whatever its scope; what is not there is no error. A type of 0 is any.
     public func deleteRoute(_ route: Route) throws(NetlinkError) {
         do {
             try session.acknowledge(
-                "delete route \(route.destination)", type: RTM_DELROUTE, Self.routePayload(route))
+                "delete route \(route.destination)", type: RTM_DELROUTE, Self.routePayload(route, isDeletion: true))
         } catch {
             if error.errno != ESRCH { throw error }
         }
     }
 
-    private static func routePayload(_ route: Route) -> NetlinkPayload {
+    private static func routePayload(_ route: Route, isDeletion: Bool = false) -> NetlinkPayload {
         var header = rtmsg()
         header.rtm_family = route.destination.family.socketFamily
         header.rtm_dst_len = UInt8(route.destination.prefixLength)
         header.rtm_table = route.table < 256 ? UInt8(route.table) : UInt8(RT_TABLE_UNSPEC.rawValue)
-        header.rtm_protocol = UInt8(RTPROT_STATIC)
+        header.rtm_protocol = route.origin
         header.rtm_scope = UInt8(
-            route.gateway == nil && route.index != 0 && route.destination.family == .ipv4
-                ? RT_SCOPE_LINK.rawValue : RT_SCOPE_UNIVERSE.rawValue)
+            isDeletion
+                ? RT_SCOPE_NOWHERE.rawValue
+                : route.gateway == nil && route.index != 0 && route.destination.family == .ipv4
+                    ? RT_SCOPE_LINK.rawValue : RT_SCOPE_UNIVERSE.rawValue)
         header.rtm_type = route.type
         var payload = NetlinkPayload(header)
         payload.attribute(RTA_DST.rawValue, bytes: route.destination.address.bytes)
         if route.index != 0 { payload.attribute(RTA_OIF.rawValue, value: route.index) }
         if let gateway = route.gateway { payload.attribute(RTA_GATEWAY.rawValue, bytes: gateway.bytes) }
         payload.attribute(RTA_TABLE.rawValue, value: route.table)
+        if route.metric != 0 { payload.attribute(RTA_PRIORITY.rawValue, value: route.metric) }
         return payload
-    }
-
-    // MARK: Rules
-
-    /// Policy routing rules of a family, by priority.
-    public func rules(_ family: AddressFamily) throws(NetlinkError) -> [RoutingRule] {
-        var header = fib_rule_hdr()
-        header.family = family.socketFamily
-        return try session.request("list \(family) rules", type: RTM_GETRULE, dump: true, NetlinkPayload(header))
-            .compactMap { message -> RoutingRule? in
-                guard Int(message.type) == RTM_NEWRULE, let (header, attributes) = message.parse(fib_rule_hdr.self)
-                else { return nil }
-                var rule = RoutingRule(family: family, priority: 0, table: UInt32(header.table), mark: 0, mask: 0)
-                for attribute in attributes {
-                    switch attribute.type {
-                    case Int(FRA_PRIORITY): rule.priority = attribute.integer() ?? 0
-                    case Int(FRA_TABLE): rule.table = attribute.integer() ?? rule.table
-                    case Int(FRA_FWMARK): rule.mark = attribute.integer() ?? 0
-                    case Int(FRA_FWMASK): rule.mask = attribute.integer() ?? 0
-                    default: break
-                    }
-                }
-                return rule
-            }
-            .sorted { $0.priority < $1.priority }
     }
 
     // MARK: Neighbours

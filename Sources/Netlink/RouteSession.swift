@@ -21,6 +21,9 @@ public struct Link: Sendable, Hashable {
     public var hardwareType: UInt16
     public var hardwareAddress: [UInt8]
 
+    /// Text that somebody has given it (`ip link set … alias`).
+    public var alias = ""
+
     /// ARPHRD_ETHER.
     public var isEthernet: Bool { hardwareType == 1 }
     /// ARPHRD_LOOPBACK.
@@ -43,25 +46,23 @@ public struct Route: Sendable, Hashable {
     public var table: UInt32
     /// `RTN_…`: 1 unicast, 2 local, 6 blackhole, 9 throw.
     public var type: UInt8
+    /// Who made it: `RTPROT_…`, 4 static, or a number of one's own.
+    public var origin: UInt8
+    /// 0: the kernel's default, which for IPv6 is 1024.
+    public var metric: UInt32
 
     public init(
-        _ destination: CIDR, index: UInt32 = 0, gateway: IPAddress? = nil, table: UInt32 = 254, type: UInt8 = 1
+        _ destination: CIDR, index: UInt32 = 0, gateway: IPAddress? = nil, table: UInt32 = 254, type: UInt8 = 1,
+        origin: UInt8 = 4, metric: UInt32 = 0
     ) {
+        self.origin = origin
+        self.metric = metric
         self.destination = destination
         self.index = index
         self.gateway = gateway
         self.table = table
         self.type = type
     }
-}
-
-/// A policy routing rule.
-public struct RoutingRule: Sendable, Hashable {
-    public var family: AddressFamily
-    public var priority: UInt32
-    public var table: UInt32
-    public var mark: UInt32
-    public var mask: UInt32
 }
 
 /// rtnetlink: devices, addresses, routes, rules and neighbours (rtnetlink(7)).
@@ -106,6 +107,7 @@ public final class RouteSession {
             case Int(IFLA_MTU): link.mtu = attribute.integer() ?? 0
             case Int(IFLA_LINK): link.parent = attribute.integer() ?? 0
             case Int(IFLA_MASTER): link.master = attribute.integer() ?? 0
+            case Int(IFLA_IFALIAS): link.alias = attribute.text
             case Int(IFLA_ADDRESS): link.hardwareAddress = Array(attribute.payload)
             case Int(IFLA_LINKINFO):
                 link.kind = attribute.nested.first { $0.type == Int(IFLA_INFO_KIND) }?.text ?? ""
@@ -150,7 +152,8 @@ public final class RouteSession {
 
     /// Changes a device; nil leaves a property as it is.
     public func setLink(
-        _ index: UInt32, up: Bool? = nil, mtu: UInt32? = nil, master: UInt32? = nil, name: String? = nil
+        _ index: UInt32, up: Bool? = nil, mtu: UInt32? = nil, master: UInt32? = nil, name: String? = nil,
+        alias: String? = nil
     ) throws(NetlinkError) {
         var header = ifinfomsg()
         header.ifi_index = Int32(index)
@@ -162,6 +165,7 @@ public final class RouteSession {
         if let mtu { payload.attribute(IFLA_MTU, value: mtu) }
         if let master { payload.attribute(IFLA_MASTER, value: master) }
         if let name { payload.attribute(IFLA_IFNAME, text: name) }
+        if let alias { payload.attribute(IFLA_IFALIAS, bytes: Array(alias.utf8)) }
         try session.acknowledge("change device \(index)", type: RTM_NEWLINK, payload)
     }
 

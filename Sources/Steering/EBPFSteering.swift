@@ -25,9 +25,6 @@ public struct EBPFSteering: SteeringBackend {
     private var sources = Reconciler<AllowedSource, Bool>()
     private var interfaces = Reconciler<UInt32, Bool>()
     private var config: DataplaneConfig?
-    private var secondLock: SecondLock?
-    /// Whether an earlier agent, or `wgplane guard`, may have left one.
-    private var mayHaveLock = true
     /// What earlier agents have left that this one does not use is gone.
     private var hasSwept = false
 
@@ -37,21 +34,26 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     /// Loads the programs, and adopts the pinned maps of an earlier agent.
-    public init(layout: PinLayout, attachment: AttachmentChoice) throws {
+    public init(layout: PinLayout, mechanism: AttachmentMechanism) throws {
+        self.mechanism = mechanism
         self.layout = layout
         try layout.create()
-        programs = try DataplanePrograms(layout)
+        programs = try DataplanePrograms(layout, mechanism: mechanism)
         maps = try PinnedMaps(layout)
+        try adopt()
+    }
+
+    /// How programs are attached where this is chosen; throws where the kernel has it not.
+    public static func mechanism(_ attachment: AttachmentChoice) throws -> AttachmentMechanism {
         switch attachment {
-        case .auto: mechanism = AttachmentMechanism.probe()
+        case .auto: return AttachmentMechanism.probe()
         case .tcx:
             guard AttachmentMechanism.probe() == .tcx else {
                 throw BPFError.unsupported(feature: "tcx, which bpfAttachType TCX asks for", minimumKernel: "6.6")
             }
-            mechanism = .tcx
-        case .tc: mechanism = .clsact
+            return .tcx
+        case .tc: return .clsact
         }
-        try adopt()
     }
 
     private mutating func adopt() throws {
@@ -73,7 +75,6 @@ public struct EBPFSteering: SteeringBackend {
     public mutating func resync() throws {
         try adopt()
         hooks.adopt(try attachedHooks())
-        try secondLock?.resync()
     }
 
     /// Lets the plan's peers speak WireGuard to us, before any is told to: a handshake
@@ -89,10 +90,9 @@ public struct EBPFSteering: SteeringBackend {
         var problems: [Problem] = []
         var wantedConfig = plan.config.keeping(plan.preserved, of: config)
         chooseBlockLengths(plan, &wantedConfig)
-        if config != wantedConfig {
-            try maps.config.write(wantedConfig)
-            config = wantedConfig
-        }
+        // Those of the other attachment work until all of ours are in place.
+        wantedConfig.isClsact = config?.isClsact ?? (mechanism == .clsact)
+        try write(wantedConfig)
         try prepareSlots(plan, &problems)
         applyAddresses(plan)
         applyRoutes(plan)
@@ -100,7 +100,11 @@ public struct EBPFSteering: SteeringBackend {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
         applyHooks(plan)
-        problems += try applyLock(plan)
+        if hooks.errors.isEmpty {
+            wantedConfig.isClsact = mechanism == .clsact
+            try write(wantedConfig)
+            removeStrayLinks(plan)
+        }
         if hooks.errors.isEmpty, plan.preserved.isEmpty, !hasSwept {
             hasSwept = true
             try layout.removeOtherVersions()
@@ -109,6 +113,12 @@ public struct EBPFSteering: SteeringBackend {
         try releaseSlots(plan)
         problems += report()
         return problems
+    }
+
+    private mutating func write(_ wanted: DataplaneConfig) throws {
+        guard config != wanted else { return }
+        try maps.config.write(wanted)
+        config = wanted
     }
 
     /// Whether the programs are those that may ask conntrack.
@@ -159,8 +169,10 @@ public struct EBPFSteering: SteeringBackend {
     private func wantedEndpoints(_ plan: SteeringPlan) -> [IPAddress: EndpointValue] {
         var wanted: [IPAddress: EndpointValue] = [:]
         for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
-            guard let endpoint = peer.endpoint, let slot = slots[key] else { continue }
-            wanted[endpoint.address] = EndpointValue(endpoint: endpoint, slot: slot)
+            guard let slot = slots[key] else { continue }
+            for endpoint in peer.endpoints.sorted(by: { $0.description < $1.description }) {
+                wanted[endpoint.address] = EndpointValue(endpoint: endpoint, slot: slot)
+            }
         }
         return wanted.merging(endpoints.applied.filter { plan.preserved.contains($0.key.family) }) { own, _ in own }
     }
@@ -261,7 +273,11 @@ public struct EBPFSteering: SteeringBackend {
             try view.attachment(point).detach(pin: view.pin(point))
             if view.mechanism == .clsact { try Self.removeIdleQdisc(point.interface, RouteSession()) }
         }
-        // Links of an earlier agent, or of devices that are gone.
+    }
+
+    /// Links of an earlier agent, of the other mechanism, or of devices that are gone.
+    private func removeStrayLinks(_ plan: SteeringPlan) {
+        guard plan.preserved.isEmpty else { return }
         let pins = Set(mechanism == .tcx ? plan.hooks.map(pin) : [])
         for link in layout.pinnedLinks() where !pins.contains(link.pin) { try? Attachment.removePin(link.pin) }
     }
@@ -311,29 +327,12 @@ public struct EBPFSteering: SteeringBackend {
     public var nextRetry: ContinuousClock.Instant? {
         [
             routes.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry, sources.nextRetry,
-            interfaces.nextRetry, secondLock?.nextRetry,
+            interfaces.nextRetry,
         ].compactMap { $0 }.min()
     }
 
-    // MARK: Second lock
-
-    /// Armed before the hooks are told to be strict would be too early: what they steer never
-    /// comes to it, so it holds from the same pass on.
-    private mutating func applyLock(_ plan: SteeringPlan) throws -> [Problem] {
-        guard let wanted = plan.guardPlan else {
-            if secondLock != nil || mayHaveLock { try SecondLock.disarm(layout: layout) }
-            secondLock = nil
-            mayHaveLock = false
-            return []
-        }
-        var lock =
-            try secondLock.flatMap { $0.fits(wanted) ? $0 : nil }
-            ?? SecondLock(layout: layout, vxlanPorts: wanted.vxlanPorts)
-        defer { secondLock = lock }
-        mayHaveLock = true
-        let uplinks = plan.hooks.filter { $0.hook == .toUplink }.map { ($0.interface, $0.device, $0.isEthernet) }
-        return lock.arm(wanted, uplinks: SecondLock.points(uplinks))
-    }
+    /// Whether all programs are in place, so that nothing else need steer.
+    public var isSettled: Bool { hooks.errors.isEmpty && routes.errors.isEmpty && endpoints.errors.isEmpty }
 
     // MARK: Removal
 
@@ -342,8 +341,9 @@ public struct EBPFSteering: SteeringBackend {
         hooks.adopt([:])
     }
 
-    /// Takes away whatever an agent of any time has left: links, filters, maps.
-    public static func removeAll(layout: PinLayout) throws {
+    /// Takes away whatever an agent of any time has left: links, filters, maps. `keepsLock`: strict mode's
+    /// second lock is still needed.
+    public static func removeAll(layout: PinLayout, keepsLock: Bool = false) throws {
         for link in layout.pinnedLinks() { try Attachment.removePin(link.pin) }
         let session = try RouteSession()
         for device in try session.links() {
@@ -355,8 +355,12 @@ public struct EBPFSteering: SteeringBackend {
                 }
             }
         }
-        try SecondLock.disarm(layout: layout)
-        try layout.remove()
+        if keepsLock {
+            try layout.remove(except: SecondLock.maps)
+        } else {
+            try SecondLock.disarm(layout: layout)
+            try layout.remove()
+        }
     }
 
     /// The clsact qdisc goes when nobody, we included, has a filter on it any more.
@@ -367,5 +371,5 @@ public struct EBPFSteering: SteeringBackend {
 
 extension EBPFSteering {
     /// The hooks that are in place.
-    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted() + (secondLock?.attachedPoints ?? []) }
+    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted() }
 }

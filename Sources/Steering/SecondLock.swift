@@ -95,8 +95,10 @@ public struct SecondLock {
     /// Takes it away, wherever it is.
     public static func disarm(layout: PinLayout) throws {
         try detach(except: [])
-        try layout.removeMaps(["guard_prefixes4", "guard_prefixes6"])
+        try layout.removeMaps(maps)
     }
+
+    static let maps = ["guard_prefixes4", "guard_prefixes6"]
 
     private static func detach(except kept: Set<UInt32>) throws {
         let session = try RouteSession()
@@ -123,5 +125,44 @@ public struct SecondLock {
                 HookPoint(hook: $0, interface: link.index, device: link.name, isEthernet: link.isEthernet)
             }
         }
+    }
+}
+
+/// Has the second lock in place while strict mode is on, whatever steers.
+public struct LockKeeper {
+    private let layout: PinLayout
+    private var lock: SecondLock?
+    /// Whether an earlier agent, or `wgplane guard`, may have left one.
+    private var mayHaveLock = true
+
+    public init(_ layout: PinLayout) { self.layout = layout }
+
+    /// Looks at what is really in place.
+    public mutating func resync() throws { try lock?.resync() }
+
+    public var nextRetry: ContinuousClock.Instant? { lock?.nextRetry }
+    public var attachedPoints: [HookPoint] { lock?.attachedPoints ?? [] }
+
+    /// Armed after what steers is in place, which takes what the lock would drop; disarmed without a plan.
+    public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
+        guard let wanted = plan.guardPlan else {
+            if lock != nil || mayHaveLock { try SecondLock.disarm(layout: layout) }
+            lock = nil
+            mayHaveLock = false
+            return []
+        }
+        var lock =
+            try self.lock.flatMap { $0.fits(wanted) ? $0 : nil }
+            ?? SecondLock(layout: layout, vxlanPorts: wanted.vxlanPorts)
+        defer { self.lock = lock }
+        mayHaveLock = true
+        let uplinks = plan.hooks.filter { $0.hook == .toUplink }.map { ($0.interface, $0.device, $0.isEthernet) }
+        return lock.arm(wanted, uplinks: SecondLock.points(uplinks))
+    }
+
+    /// It is gone, with all else.
+    public mutating func forget() {
+        lock = nil
+        mayHaveLock = false
     }
 }

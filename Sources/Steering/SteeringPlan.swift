@@ -21,15 +21,15 @@ public struct PeerSlotKey: Sendable, Hashable, Comparable {
 public struct PeerSteering: Sendable, Hashable {
     /// Nil: the node has no WireGuard.
     public var publicKey: PublicKey?
-    /// Outer address that may speak WireGuard to us.
-    public var endpoint: Endpoint?
+    /// Outer addresses that may speak WireGuard to us.
+    public var endpoints: Set<Endpoint>
     public var action: DestinationAction
     /// WireGuard devices that carry it.
     public var lanes: [UInt32]
 
-    public init(publicKey: PublicKey?, endpoint: Endpoint?, action: DestinationAction, lanes: [UInt32]) {
+    public init(publicKey: PublicKey?, endpoints: Set<Endpoint>, action: DestinationAction, lanes: [UInt32]) {
         self.publicKey = publicKey
-        self.endpoint = endpoint
+        self.endpoints = endpoints
         self.action = action
         self.lanes = lanes
     }
@@ -76,6 +76,8 @@ public struct SteeringPlan: Sendable {
     /// Pods' devices all of whose addresses are known: no others may send from there.
     public var checkedInterfaces: Set<UInt32> = []
     public var allowedSources: Set<AllowedSource> = []
+    /// What route mode needs beside.
+    public var routing: RoutingPlan?
     /// Nil: strict mode is off, and there is no second lock.
     public var guardPlan: GuardPlan?
     /// Families of which the plan knows too little now (their device cannot be looked at):

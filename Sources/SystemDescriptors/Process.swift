@@ -48,6 +48,9 @@ public struct ProgramLaunch: Sendable {
     /// In a session of its own, so that signals of the terminal do not reach it.
     public var ownSession: Bool
 
+    /// What the program reads from standard input.
+    public var input = ""
+
     public init(_ arguments: [String], environment: [String], log: String? = nil, ownSession: Bool = true) {
         self.arguments = arguments
         self.environment = environment
@@ -57,8 +60,11 @@ public struct ProgramLaunch: Sendable {
 
     /// Starts the program and returns its number.
     public func start() throws(Errno) -> Int32 {
-        let input = try openFile("/dev/null", flags: O_RDONLY)
-        let output = try openFile(log ?? "/dev/null", flags: O_WRONLY | O_APPEND | O_CREAT, mode: 0o600)
+        try start(output: try openFile(log ?? "/dev/null", flags: O_WRONLY | O_APPEND | O_CREAT, mode: 0o600))
+    }
+
+    private func start(output: borrowing OwnedDescriptor) throws(Errno) -> Int32 {
+        let input = try input.isEmpty ? openFile("/dev/null", flags: O_RDONLY) : Self.memoryFile(self.input)
         var argv = unsafe arguments.map { unsafe strdup($0) } + [nil]
         var envp = unsafe environment.map { unsafe strdup($0) } + [nil]
         defer {
@@ -75,8 +81,25 @@ public struct ProgramLaunch: Sendable {
 
     /// Starts the program and waits for its end; returns its exit status, or 128 + signal.
     /// Never call it on the cooperative pool.
-    public func run() throws(Errno) -> Int32 {
-        let identifier = try start()
+    public func run() throws(Errno) -> Int32 { try Self.wait(for: start()) }
+
+    /// Starts the program, waits for its end, and returns its exit status and what it wrote to
+    /// standard output and error. Never call it on the cooperative pool.
+    public func capture() throws(Errno) -> (status: Int32, output: String) {
+        let output = try Self.memoryFile("")
+        let status = try Self.wait(for: start(output: output))
+        let path = "/proc/self/fd/\(output.rawValue)"
+        return (status, String(decoding: try readFile(path), as: UTF8.self))
+    }
+
+    private static func memoryFile(_ text: String) throws(Errno) -> OwnedDescriptor {
+        let file = OwnedDescriptor(owning: try retryingInterrupts { wgp_memory_file() })
+        try writeAll(file, Array(text.utf8))
+        _ = lseek(file.rawValue, 0, SEEK_SET)
+        return file
+    }
+
+    private static func wait(for identifier: Int32) throws(Errno) -> Int32 {
         var status: Int32 = 0
         try retryingInterrupts { unsafe waitpid(identifier, &status, 0) }
         return status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)

@@ -143,6 +143,20 @@ public struct InternetSocket: Sendable {
         return Int(value)
     }
 
+    /// Its own address and port.
+    public func local() throws(Errno) -> SocketAddress? {
+        var storage = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        try retryingInterrupts {
+            unsafe withUnsafeMutablePointer(to: &storage) { pointer in
+                unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    unsafe getsockname(descriptor.rawValue, $0, &length)
+                }
+            }
+        }
+        return SocketAddress(storage)
+    }
+
     /// The other side of a connection.
     public func peer() throws(Errno) -> SocketAddress? {
         var storage = sockaddr_storage()

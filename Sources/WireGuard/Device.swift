@@ -100,6 +100,8 @@ public protocol WireGuardBackend {
     func create(device: String, mtu: UInt32) throws
     /// Nil when there is no such device.
     func state(device: String) throws -> DeviceState?
+    /// The private key, to hand to another device; nil when the device has none, or there is no such device.
+    func privateKey(device: String) throws -> PrivateKey?
     func apply(_ change: DeviceChange, to device: String) throws
     /// Deletes the device; what is not there is no error.
     func delete(device: String) throws

@@ -77,6 +77,25 @@ public final class KernelBackend: WireGuardBackend {
         return state
     }
 
+    public func privateKey(device: String) throws -> PrivateKey? {
+        let messages: [NetlinkAttributes]
+        do {
+            messages = try generic.dump("read device \(device)", command: WG_CMD_GET_DEVICE.rawValue) {
+                $0.attribute(WGDEVICE_A_IFNAME.rawValue, text: device)
+            }
+        } catch {
+            if error.errno == ENODEV || error.errno == EOPNOTSUPP { return nil }
+            throw error
+        }
+        for message in messages {
+            for attribute in message where UInt32(attribute.type) == WGDEVICE_A_PRIVATE_KEY.rawValue {
+                var bytes = Array(attribute.payload)
+                return PrivateKey(wiping: &bytes)
+            }
+        }
+        return nil
+    }
+
     public func apply(_ change: DeviceChange, to device: String) throws {
         guard change.removesAllowedIPs else { return try send(change, to: device) }
         if removesAllowedIPs != false {

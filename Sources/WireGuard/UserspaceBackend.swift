@@ -75,7 +75,11 @@ public final class UserspaceBackend: WireGuardBackend {
         }
     }
 
-    public func state(device: String) throws -> DeviceState? {
+    public func state(device: String) throws -> DeviceState? { try look(device)?.state }
+
+    public func privateKey(device: String) throws -> PrivateKey? { try look(device)?.key }
+
+    private func look(_ device: String) throws -> (state: DeviceState, key: PrivateKey?)? {
         guard let link = try route.link(named: device) else { return nil }
         guard fileExists(socketPath(device)) else { return nil }
         var request = Array("get=1\n\n".utf8)
@@ -89,9 +93,10 @@ public final class UserspaceBackend: WireGuardBackend {
             GuardedBytes.wipe(&answer)
             GuardedBytes.wipe(&request)
         }
-        var state = try UserspaceProtocol.decode(&answer, device: device)
+        var key: PrivateKey?
+        var state = try UserspaceProtocol.decode(&answer, device: device, key: &key)
         state.interface = link.index
-        return state
+        return (state, key)
     }
 
     public func apply(_ change: DeviceChange, to device: String) throws {
@@ -107,6 +112,8 @@ public final class UserspaceBackend: WireGuardBackend {
     public func delete(device: String) throws {
         // The program ends when its socket is unlinked or its device deleted.
         try? removeFile(socketPath(device))
+        // Which only goes when it is empty.
+        defer { try? removeFolder(folder) }
         guard let link = try route.link(named: device), link.kind == "tun" else { return }
         try route.deleteLink(named: device)
         let deadline = monotonicNanoseconds() + 3_000_000_000

@@ -42,6 +42,14 @@ enum UserspaceProtocol {
 
     /// The answer to `get=1`. The private key is taken out of the text and wiped at once.
     static func decode(_ answer: inout [UInt8], device: String) throws(WireGuardError) -> DeviceState {
+        var key: PrivateKey?
+        return try decode(&answer, device: device, key: &key)
+    }
+
+    /// The same, and the private key.
+    static func decode(
+        _ answer: inout [UInt8], device: String, key: inout PrivateKey?
+    ) throws(WireGuardError) -> DeviceState {
         var state = DeviceState(name: device, interface: 0, listeningPort: 0, firewallMark: 0, peers: [:])
         var peer: (key: PublicKey, state: PeerState)?
         func finish() { if let peer { state.peers[peer.key] = peer.state } }
@@ -57,7 +65,8 @@ enum UserspaceProtocol {
             if name == "private_key" {
                 var bytes = unhex(answer[range]) ?? []
                 for index in range { answer[index] = 0 }
-                state.publicKey = PrivateKey(wiping: &bytes)?.publicKey
+                key = PrivateKey(wiping: &bytes)
+                state.publicKey = key?.publicKey
                 continue
             }
             let value = String(decoding: answer[range], as: UTF8.self)

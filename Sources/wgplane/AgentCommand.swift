@@ -21,6 +21,12 @@ struct AgentCommand: AsyncParsableCommand {
 
     @OptionGroup var node: NodeOptions
     @OptionGroup var datastore: DatastoreOptions
+    @Option(
+        name: .customLong("set"),
+        help: ArgumentHelp(
+            "A setting of this node, over what the datastore and the environment (FELIX_<NAME>, WGPLANE_<NAME>) say; may be repeated.",
+            valueName: "NAME=VALUE"))
+    var settings: [String] = []
     @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = LogLevelChoice.info
 
     func run() async throws {
@@ -30,10 +36,14 @@ struct AgentCommand: AsyncParsableCommand {
                     resource: "Agent", field: "privileges", message: "needs root to make devices and load BPF programs",
                     remedy: "run it as root, or in a container with CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN"))
         }
+        var options = node.options
+        options.overrides =
+            SettingOverride.environment(ProcessInfo.processInfo.environment)
+            + (try settings.map { try SettingOverride.commandLine($0) })
         let logger = agentLogger(logLevel)
         let store = try datastore.open(logger)
         _ = try await store.read()
-        let service = AgentService(options: node.options, datastore: store, logger: logger)
+        let service = AgentService(options: options, datastore: store, logger: logger)
         let group = ServiceGroup(
             configuration: .init(
                 services: [.init(service: service, successTerminationBehavior: .gracefullyShutdownGroup)],

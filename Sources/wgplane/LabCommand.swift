@@ -38,6 +38,7 @@ struct LabCommand: AsyncParsableCommand {
         @Flag(help: "IPv4 and IPv6.") var dual = false
         @Option(help: "WireGuard: auto, kernel or userspace.") var wireguard = "auto"
         @Option(help: "Attachment of the programs: auto, tcx or tc.") var attach = "auto"
+        @Option(help: "Data plane: auto, ebpf or route.") var mode = "auto"
         @Option(help: "MTU of the pods' devices.") var podMtu: UInt32 = 1420
         @Flag(help: "Leave WireGuard switched off.") var disabled = false
 
@@ -46,9 +47,11 @@ struct LabCommand: AsyncParsableCommand {
             else { throw ValidationError("--wireguard: \"\(wireguard)\" is not one of auto, kernel, userspace") }
             guard let attachment = AttachmentChoice.allCases.first(where: { $0.rawValue.lowercased() == attach })
             else { throw ValidationError("--attach: \"\(attach)\" is not one of auto, tcx, tc") }
+            guard let mode = ModeChoice.allCases.first(where: { $0.rawValue.lowercased() == mode }), mode != .disabled
+            else { throw ValidationError("--mode: \"\(mode)\" is not one of auto, ebpf, route") }
             let spec = LabSpec(
                 name: lab.name, nodes: nodes, pods: pods, families: dual ? [.ipv4, .ipv6] : ipv6 ? [.ipv6] : [.ipv4],
-                backend: backend, attachment: attachment, podMTU: podMtu)
+                backend: backend, attachment: attachment, mode: mode, podMTU: podMtu)
             let lab = try await Lab.up(spec, enabled: !disabled, binary: ownBinary(), logger: quietLogger)
             do {
                 try await lab.waitUntilSettled(enabled: !disabled)

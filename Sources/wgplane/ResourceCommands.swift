@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Agent
 import ArgumentParser
 import Datastore
 import Foundation
@@ -23,7 +24,11 @@ struct ResourceNameOptions: ParsableArguments {
 struct GetCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "get", abstract: "Shows resources of the datastore.",
-        usage: "wgplane get KIND [NAME] [options]")
+        usage: "wgplane get KIND [NAME] [options]",
+        discussion: """
+            With --effective: the settings in force on a node, and where each comes from, as
+            `wgplane get felixconfiguration --effective --node node1`.
+            """)
 
     @Argument(help: "Kind: node, pod, ippool, ipamblock, blockaffinity, felixconfiguration, dataplaneconfiguration.")
     var kind: KindArgument
@@ -31,9 +36,23 @@ struct GetCommand: AsyncParsableCommand {
     @OptionGroup var naming: ResourceNameOptions
     @OptionGroup var datastore: DatastoreOptions
     @OptionGroup var output: OutputOptions
+    @Flag(help: "The settings in force on a node, merged from all that bears on it.") var effective = false
+    @OptionGroup var node: NodeOptions
+
+    func validate() throws {
+        if effective, ![.felixConfiguration, .dataplaneConfiguration].contains(kind.kind) || name != nil {
+            throw ValidationError("--effective is for felixconfiguration and dataplaneconfiguration, without a name")
+        }
+    }
 
     func run() async throws {
         let snapshot = try await datastore.open().read()
+        if effective {
+            let options = node.options
+            return try EffectiveSettingsOutput(
+                kind.kind, snapshot, node: options.node, runDirectory: options.runDirectory
+            ).print(output.format)
+        }
         var manifests = snapshot.manifests(of: kind.kind)
         if let name {
             let key = ResourceKey(kind.kind, name, namespace: naming.namespace)
@@ -187,10 +206,7 @@ struct PatchCommand: AsyncParsableCommand {
             var base = current
             // A configuration may be patched before anybody has made it.
             if base == nil, key.kind == .felixConfiguration || key.kind == .dataplaneConfiguration {
-                base = .object([
-                    "apiVersion": .string(key.kind.apiVersion), "kind": .string(key.kind.rawValue),
-                    "metadata": .object(["name": .string(key.name)]),
-                ])
+                base = emptyManifest(key)
             }
             guard let base else { throw notFound(key) }
             let result = base.merging(change)

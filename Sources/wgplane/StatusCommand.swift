@@ -100,11 +100,18 @@ struct StatusCommand: AsyncParsableCommand {
         print(
             "  agent: \(answer.agentRunning ? "running (process \(report.process))" : "not running; the data plane goes on")"
         )
-        print("  mode: \(report.mode)")
+        print("  mode: \(report.mode) (\(report.modeReason))")
         print("  datastore: \(report.datastore) (\(report.datastoreState)), routes from \(report.routeSource)")
         if report.mode != "disabled" {
-            print("  WireGuard: \(report.backend), programs attached by \(report.attachment)")
-            print("  steering path: \(report.steeringPath) (\(report.steeringPathReason))")
+            if report.mode == "ebpf" {
+                print("  WireGuard: \(report.backend), programs attached by \(report.attachment)")
+                print("  steering path: \(report.steeringPath) (\(report.steeringPathReason))")
+            } else {
+                print("  WireGuard: \(report.backend), routing table \(report.routeTable), rules in \(report.firewall)")
+            }
+            if !report.firewallExceptions.isEmpty {
+                print("  let in before: \(report.firewallExceptions.joined(separator: ", "))")
+            }
             let leaks = answer.counters.filter { ["clear", "clear_encapsulated", "clear_arrived"].contains($0.reason) }
             let total = leaks.reduce(0) { $0 + $1.packets }
             print(
@@ -117,6 +124,11 @@ struct StatusCommand: AsyncParsableCommand {
         if !hooks.isEmpty {
             print("\nprograms:")
             for (device, list) in hooks { print("  \(device): \(list.map(\.hook).joined(separator: ", "))") }
+        }
+        let said = report.settings.filter { $0.origin != "default" }
+        if !said.isEmpty {
+            print("\nsettings:")
+            for setting in said { print("  \(setting.name): \(setting.value) (\(setting.origin))") }
         }
         if !answer.counters.isEmpty {
             print("\ncounters:")

@@ -16,7 +16,8 @@ struct Wgplane: AsyncParsableCommand {
             """,
         version: "0.1.0",
         subcommands: [
-            AgentCommand.self, GuardCommand.self, StatusCommand.self, FlowsCommand.self, DropsCommand.self,
+            AgentCommand.self, GuardCommand.self, StatusCommand.self, ModeCommand.self, FlowsCommand.self,
+            DropsCommand.self,
             MapsCommand.self, DoctorCommand.self,
             GetCommand.self, ApplyCommand.self, PatchCommand.self, DeleteCommand.self, CleanupCommand.self,
             LabCommand.self,

@@ -44,15 +44,16 @@ enum Cluster {
     /// Brings a lab up, settles it, runs the body, and takes it down. A failure shows the agents' last words.
     static func run(
         nodes: Int = 2, pods: Int = 1, families: [AddressFamily] = [.ipv4, .ipv6], enabled: Bool = true,
-        attachment: AttachmentChoice? = nil, podMTU: UInt32 = 1420, _ body: (Lab) async throws -> Void
+        attachment: AttachmentChoice? = nil, mode: ModeChoice = .auto, podMTU: UInt32 = 1420, agents: Bool = true,
+        _ body: (Lab) async throws -> Void
     ) async throws {
         let name = "\(prefix)-\(String(UInt32.random(in: 0...UInt32.max), radix: 36))"
         let spec = LabSpec(
             name: name, nodes: nodes, pods: pods, families: families, backend: wireguard,
-            attachment: attachment ?? self.attachment, podMTU: podMTU)
-        let lab = try await Lab.up(spec, enabled: enabled, binary: binary, logger: logger)
+            attachment: attachment ?? self.attachment, mode: mode, podMTU: podMTU)
+        let lab = try await Lab.up(spec, enabled: enabled, agents: agents, binary: binary, logger: logger)
         do {
-            try await lab.waitUntilSettled(enabled: enabled)
+            if agents { try await lab.waitUntilSettled(enabled: enabled) }
             try await body(lab)
         } catch {
             describe(lab)

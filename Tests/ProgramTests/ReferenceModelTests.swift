@@ -39,7 +39,11 @@ struct ReferenceModelTests {
         config.exemptPorts = [
             PortRange(transport: 6, ports: 6443...6443), PortRange(transport: 17, ports: 1000...1010),
         ]
+        // A port and a mark that change, and a peer behind NAT, in half of the arrangements.
+        config.admitsAnybody = arrangement.isStrict != arrangement.encryptsHosts
+        config.oldFirewallMark = config.admitsAnybody ? 0x0001_0000 : 0
         for family in AddressFamily.allCases {
+            if config.admitsAnybody { config[family]?.otherPort = 1000 }
             config[family]?.mtu = 300
             config[family]?.maximumSegment = 1200
             if arrangement.encryptsHosts {

@@ -3,6 +3,7 @@
 import BPF
 import DataplaneMaps
 import Model
+import SystemDescriptors
 import Testing
 
 @Suite("Programs: steering")
@@ -229,6 +230,60 @@ struct FromUplinkTests {
         // An endpoint that goes is refused with the next packet.
         try harness.maps.endpoints.delete(#require(IPAddress(a.remoteNode)))
         #expect(try verdict(a.remoteNode, a.host, a.port) == Harness.dropped)
+    }
+
+    @Test("a port that changes: what comes to the one before is led to the new one", arguments: Addresses.both)
+    func portChanges(_ a: Addresses) throws {
+        let harness = try Harness()
+        // Programs look for the socket that has the port.
+        let socket = try InternetSocket(.udp, isIPv6: a.family == .ipv6, timeoutMilliseconds: 100)
+        try socket.bind(SocketAddress([UInt8](repeating: 0, count: a.family == .ipv4 ? 4 : 16)))
+        let port = try #require(try socket.local()).port
+        let before = PacketBuilder(a.remoteNode, a.host).udp(40000, 4444, payload: Array("hello".utf8))
+        let after = PacketBuilder(a.remoteNode, a.host).udp(40000, port, payload: Array("hello".utf8))
+        var result = try harness.run(.fromUplink, before)
+        #expect(result.verdict == Harness.passed && result.packet == before.bytes)
+        var config = try harness.maps.config.read().0
+        // The device has changed, and is yet to change.
+        for (own, other) in [(port, UInt16(4444)), (4444, port)] {
+            config[a.family]?.listeningPort = own
+            config[a.family]?.otherPort = other
+            try harness.maps.config.write(config)
+            for packet in [before, after] {
+                result = try harness.run(.fromUplink, packet)
+                #expect(result.verdict == Harness.passed && result.packet == after.bytes)
+            }
+        }
+        config[a.family]?.listeningPort = a.port
+        config[a.family]?.otherPort = 4444
+        try harness.maps.config.write(config)
+        let stranger = PacketBuilder(a.outside, a.host).udp(40000, 4444)
+        #expect(try harness.run(.fromUplink, stranger).verdict == Harness.dropped)
+        // What still leaves by the port before, or with the mark before, is WireGuard's own.
+        config.encryptsHosts = true
+        config.oldFirewallMark = 0x0010_0000
+        try harness.maps.config.write(config)
+        try harness.maps.routes.update(CIDR(host: #require(IPAddress(a.remoteNode))), slot: a.slot)
+        for (mark, port, isOuter) in [
+            (UInt32(0x2000_0000), a.port, true), (0x2000_0000, 4444, true), (0x0010_0000, 4444, true),
+            (0x0040_0000, a.port, false), (0x2000_0000, 4445, false),
+        ] {
+            let outer = PacketBuilder(a.host, a.remoteNode).udp(port, a.port)
+            let verdict = try harness.run(.toUplink, outer, mark: mark).verdict
+            #expect((verdict == Harness.passed) == isOuter, "mark \(mark), port \(port)")
+        }
+    }
+
+    @Test("with a peer behind NAT anybody may speak WireGuard", arguments: Addresses.both)
+    func roaming(_ a: Addresses) throws {
+        let harness = try Harness()
+        var config = try harness.maps.config.read().0
+        config.admitsAnybody = true
+        try harness.maps.config.write(config)
+        let stranger = PacketBuilder(a.outside, a.host).udp(40000, a.port)
+        #expect(try harness.run(.fromUplink, stranger).verdict == Harness.passed)
+        let elsewhere = PacketBuilder(a.outside, a.host).udp(40000, a.port + 10)
+        #expect(try harness.run(.fromUplink, elsewhere).verdict == Harness.passed)
     }
 
     @Test("a pod's packets that arrive in clear are recorded", arguments: Addresses.both)

@@ -79,7 +79,7 @@ struct DesiredStateTests {
         #expect(plan.routeSource == .calicoIPAM)
         #expect(plan.ipv4.peers.keys.sorted() == ["n2"])
         let peer = try #require(plan.ipv4.peers["n2"])
-        #expect(peer.endpoint.description == "10.0.0.2:51820")
+        #expect(peer.endpoint?.description == "10.0.0.2:51820")
         #expect(peer.allowedIPs == [try cidr("10.48.2.0/26"), try cidr("10.48.2.1/32")])
         #expect(
             plan.ipv4.routes == [

@@ -25,7 +25,7 @@ struct LayoutTests {
         #expect(MemoryLayout<wgp_flow_key6>.size == 44)
         #expect(MemoryLayout<wgp_destination>.size == 80)
         #expect(MemoryLayout<wgp_peer>.size == 296)
-        #expect(MemoryLayout<wgp_config>.size == 192)
+        #expect(MemoryLayout<wgp_config>.size == 200)
         #expect(MemoryLayout<wgp_event>.size == 64)
         #expect(MemoryLayout<wgp_local>.size == 8)
         #expect(MemoryLayout<wgp_masquerade>.size == 32)

@@ -190,7 +190,7 @@ struct PeerTableTests {
         #expect(device.state.peers[Make.key(2)]?.endpoint == roamed)
         // But the resource's word counts when it changes.
         var moved = try plan("n2", 2, "10.48.2.0/26")
-        moved.endpoint.port = 7
+        moved.endpoint?.port = 7
         pass(&table, &device, [moved])
         #expect(device.state.peers[Make.key(2)]?.endpoint == moved.endpoint)
     }

@@ -21,7 +21,7 @@
 #pragma GCC diagnostic error "-Wpadded"
 
 /* Version of everything in this file; pins live in a directory named for it. */
-#define WGP_LAYOUT_VERSION 2
+#define WGP_LAYOUT_VERSION 3
 
 /* ---- marks ------------------------------------------------------------- */
 /*
@@ -223,6 +223,8 @@ enum wgp_config_flag {
 	WGP_CONFIG_HOSTS = 1 << 4, /* host encryption: nodes' own traffic is promised too */
 	WGP_CONFIG_SOURCES = 1 << 5, /* pods send from their own addresses only */
 	WGP_CONFIG_CONNTRACK = 1 << 6, /* a flow's first packet asks conntrack */
+	WGP_CONFIG_CLSACT = 1 << 8, /* programs attached by clsact work; else those of tcx */
+	WGP_CONFIG_ROAMING = 1 << 7, /* a peer is behind NAT: anybody may speak WireGuard to us */
 };
 
 /* Ports whose flows between nodes stay in clear under host encryption. */
@@ -238,10 +240,17 @@ struct wgp_config {
 	__u32 generation;
 	__u32 flags;
 	__u32 mark; /* WireGuard's firewall mark */
+	__u32 old_mark; /* the one before, while it changes; else 0 */
 	__u32 ifindex4; /* WireGuard device for IPv4, 0 none */
 	__u32 ifindex6;
 	__u16 port4; /* WireGuard's listening ports */
 	__u16 port6;
+	/*
+	 * While the port changes, the one before, or the one to come; else 0. What comes to the one
+	 * of the two that nobody listens on is led to the other.
+	 */
+	__u16 other_port4;
+	__u16 other_port6;
 	__u16 port_min; /* range of masquerade source ports, both inclusive */
 	__u16 port_max;
 	__u16 mtu4; /* of the WireGuard devices; 0: sizes are not looked at */
@@ -256,12 +265,13 @@ struct wgp_config {
 	__u8 block6;
 	struct wgp_port_range exempt[WGP_MAX_EXEMPT_PORTS];
 };
-_Static_assert(sizeof(struct wgp_config) == 192, "config");
+_Static_assert(sizeof(struct wgp_config) == 200, "config");
 
 /* Constants of a program, set before it is loaded (.rodata). */
 struct wgp_constants {
 	__u32 link_header_length; /* 14 on Ethernet, 0 on L3 devices */
 	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns */
+	__u32 clsact; /* attached as a filter of clsact, not by tcx */
 	__u16 vxlan_ports[2]; /* UDP ports of overlays, 0 none: for the guard */
 };
 

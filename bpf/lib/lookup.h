@@ -17,9 +17,27 @@ static __always_inline const struct wgp_config *wgp_config(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
+/*
+ * While the attachment changes, programs are there twice: those that do not work now let
+ * everything pass, so that all change over with one store.
+ */
+static __always_inline int wgp_is_inert(const struct wgp_config *cfg)
+{
+	return cfg && !(cfg->flags & WGP_CONFIG_CLSACT) != !constants.clsact;
+}
+
 static __always_inline int wgp_enabled(const struct wgp_config *cfg, const struct wgp_packet *p)
 {
 	return cfg->flags & (p->family == 4 ? WGP_CONFIG_ENABLED4 : WGP_CONFIG_ENABLED6);
+}
+
+/* Does WireGuard listen on this port (network order), or has done until a moment ago? */
+static __always_inline int wgp_is_own_port(const struct wgp_config *cfg, __u8 family, __be16 port)
+{
+	__u16 other = family == 4 ? cfg->other_port4 : cfg->other_port6;
+
+	return port == bpf_htons(family == 4 ? cfg->port4 : cfg->port6) ||
+	       (other && port == bpf_htons(other));
 }
 
 static __always_inline void wgp_count(const struct wgp_packet *packet, __u32 hook, __u32 reason)

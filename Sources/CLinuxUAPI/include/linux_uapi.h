@@ -71,6 +71,8 @@ void wgp_line_buffered_output(void);
 int wgp_setns(int descriptor, int kind);
 int wgp_unshare(int kinds);
 int wgp_gettid(void);
+/* A file in memory alone, closed on exec. */
+int wgp_memory_file(void);
 int wgp_open(const char *path, int flags, unsigned mode);
 
 /* Starts a program: own session, no signals blocked, descriptors as given. Returns errno or 0. */

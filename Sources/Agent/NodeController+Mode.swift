@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+internal import DataplaneMaps
+internal import DesiredState
+internal import Logging
+internal import Model
+internal import Steering
+
+/// What steers packets into WireGuard on a node.
+public enum DataplaneMode: String, Sendable, Codable, CaseIterable {
+    case ebpf
+    case route
+    case disabled
+}
+
+/// The mode of a node, and why.
+struct ModeDecision: Sendable, Equatable {
+    var mode: DataplaneMode
+    var reason: String
+}
+
+/// Which data plane is to be, and the change from one to the other: the new one is in place before the old one goes.
+extension NodeController {
+    /// Chooses the mode of this pass, and has the programs loaded where it is eBPF.
+    func chooseMode(_ plan: NodePlan, _ problems: inout [Problem]) throws {
+        let wanted = wantedMode(plan)
+        var chosen = wanted.decision
+        if chosen.mode == .ebpf, let reason = loadPrograms(plan, &problems) {
+            // Encrypted by other means is better than not.
+            chosen = ModeDecision(mode: .route, reason: "eBPF cannot be used: \(reason)")
+            problems.append(
+                Problem(
+                    wanted.isWord ? .error : .warning, resource: "Kernel", field: "BPF",
+                    message: "\(reason); routes and rules take the programs' place (route mode)",
+                    remedy: wanted.isWord
+                        ? "see `wgplane doctor`, or ask for route mode (bpfEnabled: false)"
+                        : "see `wgplane doctor`; bpfEnabled: false asks for route mode"))
+        }
+        if chosen.mode == .route, routing == nil { routing = try RouteSteering(stateFolder: options.stateDirectory) }
+        if chosen != mode {
+            logger.notice("data plane", metadata: ["mode": "\(chosen.mode.rawValue)", "reason": "\(chosen.reason)"])
+            mode = chosen
+        }
+    }
+
+    /// What the settings ask for; `isWord`: somebody has said so.
+    private func wantedMode(_ plan: NodePlan) -> (decision: ModeDecision, isWord: Bool) {
+        let settings = plan.settings
+        switch settings.mode {
+        case .ebpf: return (ModeDecision(mode: .ebpf, reason: "mode is EBPF"), true)
+        case .route: return (ModeDecision(mode: .route, reason: "mode is Route"), true)
+        case .disabled where mode.mode != .disabled:
+            // On its way out: as it was.
+            return (mode, false)
+        case .auto, .disabled: break
+        }
+        if let word = settings.ebpfEnabled, !plan.isBesideCalicoNode {
+            return (
+                ModeDecision(mode: word ? .ebpf : .route, reason: "bpfEnabled is \(word)"), true
+            )
+        }
+        return (ModeDecision(mode: .ebpf, reason: "this kernel can"), false)
+    }
+
+    /// Loads the programs, if they are not, with the attachment that is asked for. Returns why that cannot be.
+    private func loadPrograms(_ plan: NodePlan, _ problems: inout [Problem]) -> String? {
+        let attachment = plan.settings.attachment
+        var mechanism: AttachmentMechanism
+        do {
+            mechanism = try EBPFSteering.mechanism(attachment)
+        } catch {
+            problems.append(
+                Problem(
+                    resource: "FelixConfiguration", field: "spec.bpfAttachType", value: attachment.rawValue,
+                    message: "cannot be had (\(error)), and programs are attached as the kernel can",
+                    remedy: "set it to Auto or TC"))
+            mechanism = AttachmentMechanism.probe()
+        }
+        if let steering, steering.mechanism == mechanism { return nil }
+        if steering == nil, let failure = programsFailure, failure.attachment == attachment { return failure.reason }
+        do {
+            // What is attached by the other mechanism goes when these are in place.
+            steering = try EBPFSteering(layout: options.layout, mechanism: mechanism)
+            programsFailure = nil
+            return nil
+        } catch {
+            if steering != nil { return nil }
+            programsFailure = ("\(error)", attachment)
+            try? EBPFSteering.removeAll(layout: options.layout, keepsLock: true)
+            return "\(error)"
+        }
+    }
+
+    /// Makes the data plane what the plan says: the chosen one first; the other one goes when that is
+    /// whole, and is kept right until then.
+    func steer(_ wanted: SteeringPlan) throws -> [Problem] {
+        var problems: [Problem] = []
+        switch mode.mode {
+        case .ebpf:
+            problems += try steering?.apply(wanted) ?? []
+            if steering?.isSettled == true, mayHaveRoutes {
+                try RouteSteering.removeAll(stateFolder: options.stateDirectory)
+                routing = nil
+                mayHaveRoutes = false
+            } else {
+                problems += try routing?.apply(wanted) ?? []
+            }
+            mayHavePrograms = true
+        case .route:
+            problems += try routing?.apply(wanted) ?? []
+            mayHaveRoutes = true
+            if routing?.isSettled == true, mayHavePrograms {
+                if options.layout.exists { try EBPFSteering.removeAll(layout: options.layout, keepsLock: true) }
+                steering = nil
+                mayHavePrograms = false
+            } else {
+                problems += try steering?.apply(wanted) ?? []
+            }
+        case .disabled: break
+        }
+        do {
+            problems += try lock.apply(wanted)
+        } catch {
+            problems.append(
+                Problem(
+                    resource: "Dataplane", field: "guard",
+                    message:
+                        "strict mode's second lock cannot be armed (\(error)): packets that arrive in clear are taken",
+                    remedy: "see `wgplane doctor`"))
+        }
+        if mode.mode == .route, wanted.guardPlan == nil, steering == nil, !mayHavePrograms, options.layout.exists {
+            try options.layout.remove()
+        }
+        return problems
+    }
+}

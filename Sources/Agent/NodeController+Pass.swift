@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DataplaneMaps
+internal import DesiredState
+internal import Logging
+internal import Model
+internal import Netlink
+internal import Steering
+internal import WireGuard
+
+/// One pass of the controller.
+extension NodeController {
+    func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
+        let now = ContinuousClock.now
+        unsettled = []
+        try adoptEarlier(plan)
+        updatePhases(plan, now, &problems)
+        noteStrictness(plan, &problems)
+        guard isActive(plan) else {
+            try await tearDown(plan)
+            return
+        }
+        hasCleaned = false
+        let route = try session()
+        try chooseMode(plan, &problems)
+        let backend = try backendOrProblem(plan, &problems)
+        if now - lastAudit >= Self.auditPeriod {
+            lastAudit = now
+            try steering?.resync()
+            routing?.resync()
+            try lock.resync()
+        }
+        let facts = try KernelFacts(route)
+        let uplinks = uplinks(plan, facts, &problems)
+        // Before a device changes its port or mark, the data plane takes the old and the new.
+        if beginChanges(plan, now) { _ = try steer(try steeringPlan(plan, facts, uplinks)) }
+        for family in families.keys.sorted() {
+            guard let backend else { break }
+            settle(family, &problems) {
+                try ensureDevice(family, plan, backend, route, uplinks, facts)
+                observePeers(family, plan, now)
+            }
+        }
+        try steering?.admit(try steeringPlan(plan, facts, uplinks))
+        for family in families.keys.sorted() where !unsettled.contains(family) {
+            guard let backend else { break }
+            settle(family, &problems) {
+                try changePeers(family, plan, backend)
+                observePeers(family, plan, now)
+            }
+        }
+        let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
+        // Kept first: what is promised now holds after a crash and a reboot too.
+        keepGuardState(wanted.guardPlan, plan, &problems)
+        problems += try steer(wanted)
+        noteEarlierFilters(plan, uplinks + facts.overlays(excluding: deviceNames), &problems)
+        for family in families.keys.sorted() where !unsettled.contains(family) {
+            guard let backend else { break }
+            try retirePeers(family, backend, now)
+        }
+        setThreading(plan, &problems)
+        await publish(plan, &problems)
+    }
+
+    /// Names of the devices as they are.
+    var deviceNames: Set<String> { Set(families.values.map(\.deviceName)) }
+
+    private func uplinks(_ plan: NodePlan, _ facts: KernelFacts, _ problems: inout [Problem]) -> [Link] {
+        let uplinks = facts.uplinks(pattern: plan.settings.dataInterfacePattern, excluding: deviceNames)
+        if !uplinks.contains(where: \.isUp) {
+            problems.append(
+                Problem(
+                    resource: "FelixConfiguration/default", field: "spec.bpfDataIfacePattern",
+                    value: plan.settings.dataInterfacePattern, message: "matches no device that is up",
+                    remedy: "set it to a regular expression that matches the node's uplinks"))
+        }
+        return uplinks
+    }
+
+    /// Runs a step for one family's device; one that fails leaves what is in place as it is.
+    private func settle(_ family: AddressFamily, _ problems: inout [Problem], _ step: () throws -> Void) {
+        do {
+            try step()
+        } catch {
+            unsettled.insert(family)
+            problems.append(Self.deviceProblem(error, families[family]?.deviceName ?? ""))
+        }
+    }
+
+    static func deviceProblem(_ error: any Error, _ device: String) -> Problem {
+        var problem = problem(of: error)
+        problem.resource = "Device/\(device)"
+        return problem
+    }
+
+    /// What an earlier agent had switched on is on, under the names that its devices have,
+    /// until somebody says otherwise.
+    private func adoptEarlier(_ plan: NodePlan) throws {
+        guard !hasAdopted else { return }
+        var pinned: DataplaneConfig?
+        defer { rememberStrictness(pinned) }
+        let links = try session().links()
+        func adopt(_ family: AddressFamily, _ link: Link?) {
+            families[family] = FamilyState(settings: plan.settings[family], deviceName: link?.name)
+            families[family]?.wasPinned = true
+        }
+        if options.layout.exists, let maps = try? PinnedMaps(options.layout) {
+            let (config, generation) = try maps.config.read()
+            pinned = generation == 0 ? nil : config
+            for family in AddressFamily.allCases {
+                guard let device = config[family], device.interface != 0 else { continue }
+                adopt(family, links.first { $0.index == device.interface })
+            }
+        }
+        // Route mode has no maps; what is there is known from the last report.
+        for family in AddressFamily.allCases where families[family] == nil {
+            guard let told = earlier?[family], told.phase == "on" else { continue }
+            let link = links.first { $0.index == told.interface && $0.alias == DeviceManager.alias }
+            if let link { adopt(family, link) }
+        }
+        hasAdopted = true
+    }
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DataplaneMaps
+internal import Datastore
+internal import DesiredState
+internal import Logging
+internal import Model
+internal import Netlink
+internal import Steering
+internal import WireGuard
+
+/// Which families are on, and what is left when none is.
+extension NodeController {
+    /// Which families are on, which are on their way out, which are gone.
+    func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
+        for family in AddressFamily.allCases {
+            if isWanted(family, plan, &problems) {
+                if families[family] == nil { families[family] = FamilyState(settings: plan.settings[family]) }
+                families[family]?.settings = plan.settings[family]
+                families[family]?.drainingUntil = nil
+            } else if let state = families[family] {
+                guard let until = state.drainingUntil else {
+                    families[family]?.drainingUntil = now + Self.drainTime
+                    logger.notice("WireGuard is switched off", metadata: ["family": "\(family)"])
+                    continue
+                }
+                // The others must have been told, or they tunnel into nothing.
+                let isSilent = isWithdrawn(family) && now - state.received.at >= Self.drainSilence
+                guard until <= now, isSilent || until + .seconds(10) <= now else { continue }
+                do {
+                    try backend?.delete(device: state.deviceName)
+                    families[family] = nil
+                } catch {
+                    problems.append(Self.deviceProblem(error, state.deviceName))
+                }
+            }
+        }
+    }
+
+    /// Whether a family is to be on. It takes a word to switch off what is on: a resource that
+    /// is gone or cannot be read is none.
+    private func isWanted(_ family: AddressFamily, _ plan: NodePlan, _ problems: inout [Problem]) -> Bool {
+        let isOn = families[family].map { $0.drainingUntil == nil } ?? false
+        let field = family == .ipv4 ? "wireguardEnabled" : "wireguardEnabledV6"
+        guard let word = plan.settings.isEnabled(family) else {
+            if isOn {
+                problems.append(
+                    Problem(
+                        resource: "FelixConfiguration/default", field: "spec.\(field)",
+                        message: "says nothing that can be read, and encryption of \(family) stays on",
+                        remedy: "set \(field) to true, or to false to switch it off"))
+            }
+            return isOn
+        }
+        if word, !plan[family].hasUnderlay {
+            problems.append(
+                Problem(
+                    resource: "Node/\(options.node)", field: "status.addresses",
+                    message: "has no InternalIP of \(family)"
+                        + (isOn ? ", and encryption stays as it is" : ", so \(family) pods' packets are not encrypted"),
+                    remedy: "add the address, or switch WireGuard off for \(family)"))
+            return isOn
+        }
+        return word
+    }
+
+    private func isWithdrawn(_ family: AddressFamily) -> Bool {
+        let annotations = snapshot?.manifests[ResourceKey(.node, options.node)]?.annotations ?? [:]
+        return annotations[NodeAnnotation.publicKey(family)] == nil
+    }
+
+    // MARK: Switched off
+
+    /// Leaves nothing behind: programs, maps, devices, annotations, the device's address.
+    func tearDown(_ plan: NodePlan) async throws {
+        if !hasCleaned {
+            try RouteSteering.removeAll(stateFolder: options.stateDirectory)
+            routing = nil
+            if options.layout.exists { try EBPFSteering.removeAll(layout: options.layout) }
+            steering = nil
+            lock.forget()
+            for name in try DeviceManager.ownDevices(session(), named: plan.settings.deviceNames) {
+                try BackendSelection.delete(device: name)
+            }
+            try GuardState.remove(options.stateDirectory)
+            guardState = nil
+            backend = nil
+            programsFailure = nil
+            threadingRefused = []
+            (mayHaveRoutes, mayHavePrograms) = (false, false)
+            mode = ModeDecision(mode: .disabled, reason: disabledReason(plan))
+            hasCleaned = true
+        }
+        try await publication.write(wantedAnnotations(), nil, snapshot)
+        try await publication.release(AddressFamily.allCases, snapshot)
+    }
+
+    func disabledReason(_ plan: NodePlan) -> String {
+        plan.settings.mode == .disabled ? "mode is Disabled" : "neither wireguardEnabled nor wireguardEnabledV6 is true"
+    }
+}

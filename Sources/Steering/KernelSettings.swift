@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import FoundationEssentials
+internal import SystemDescriptors
+
+/// Settings of the kernel (`/proc/sys`) that are the node's own: what they were is kept in a file until
+/// they are so again.
+struct KernelSettings {
+    let folder: String
+    private var before: [String: String]?
+
+    init(folder: String) { self.folder = folder }
+
+    private var path: String { "\(folder)/kernel-settings.json" }
+
+    private mutating func known() -> [String: String] {
+        if let before { return before }
+        let read = (try? readFile(path)).flatMap { try? JSONDecoder().decode([String: String].self, from: Data($0)) }
+        before = read ?? [:]
+        return read ?? [:]
+    }
+
+    private mutating func keep(_ values: [String: String]) throws {
+        guard values != known() else { return }
+        if values.isEmpty {
+            try removeFile(path)
+        } else {
+            try makeFolders(folder, mode: 0o700)
+            let encoder = JSONEncoder()
+            encoder.outputFormatting = [.sortedKeys]
+            try replaceFile(path, with: Array(try encoder.encode(values)), mode: 0o600)
+        }
+        before = values
+    }
+
+    static func value(_ name: String) -> String? {
+        (try? readFile("/proc/sys/\(name)")).map {
+            String(decoding: $0.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
+        }
+    }
+
+    /// Sets a value; nil: as it was before.
+    mutating func set(_ name: String, _ wanted: String?) throws {
+        var values = known()
+        guard let wanted else {
+            guard let old = values[name] else { return }
+            if Self.value(name) != nil { try writeExistingFile("/proc/sys/\(name)", old) }
+            values[name] = nil
+            return try keep(values)
+        }
+        guard let present = Self.value(name), present != wanted else { return }
+        // Kept first: a crash between the two restores what is there.
+        if values[name] == nil {
+            values[name] = present
+            try keep(values)
+        }
+        try writeExistingFile("/proc/sys/\(name)", wanted)
+    }
+
+    /// Whether some are not as they were.
+    var isChanged: Bool { mutating get { !known().isEmpty } }
+
+    /// All as they were.
+    mutating func restore() throws {
+        for name in known().keys { try set(name, nil) }
+    }
+}

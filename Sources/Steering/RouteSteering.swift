@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DataplaneMaps
+public import Model
+internal import Netlink
+internal import Reconciler
+internal import SystemDescriptors
+
+/// What route mode needs to know beside peers and prefixes.
+public struct RoutingPlan: Sendable, Hashable {
+    /// Of the routing rule.
+    public var priority: UInt32
+    /// Tables that may be taken.
+    public var tables: [ClosedRange<UInt32>]
+    /// Name and ports of each family's device.
+    public var devices: [AddressFamily: Device]
+    /// How pods' devices are named.
+    public var podPrefixes: [String]
+    /// The node's firewall gets exceptions where it would drop WireGuard's packets.
+    public var makesExceptions: Bool
+
+    public struct Device: Sendable, Hashable {
+        /// The device's name, and the one that it is about to have.
+        public var names: [String]
+        public var interface: UInt32
+        public var listeningPort: UInt16
+        /// While the port changes, the other one; 0: none.
+        public var otherPort: UInt16
+
+        public init(names: [String], interface: UInt32, listeningPort: UInt16, otherPort: UInt16) {
+            self.names = names
+            self.interface = interface
+            self.listeningPort = listeningPort
+            self.otherPort = otherPort
+        }
+    }
+
+    public init(
+        priority: UInt32, tables: [ClosedRange<UInt32>], devices: [AddressFamily: Device], podPrefixes: [String],
+        makesExceptions: Bool
+    ) {
+        self.priority = priority
+        self.tables = tables
+        self.devices = devices
+        self.podPrefixes = podPrefixes
+        self.makesExceptions = makesExceptions
+    }
+}
+
+/// Steering as Felix does it, without BPF: a routing rule for packets without WireGuard's mark
+/// leads to a table with the peers' prefixes; rules of the firewall allow WireGuard's port and masquerade.
+///
+/// The table holds `PREFIX dev wireguard.cali` for what a peer carries, `throw PREFIX` for this node's own prefixes
+/// and for those that go in clear, and in strict mode `blackhole PREFIX` for what must not. The rule comes when the
+/// routes are there, and goes first.
+public struct RouteSteering: SteeringBackend {
+    /// Marks our routes and rules as ours (`RTPROT_…`, no number that `/etc/iproute2/rt_protos` names).
+    public static let origin: UInt8 = 0x77
+
+    /// Where a prefix leads.
+    enum Way: Equatable, Sendable {
+        case device(UInt32)
+        /// On to the tables after ours.
+        case onward
+        case nowhere
+
+        var type: UInt8 {
+            switch self {
+            case .device: 1
+            case .onward: 9
+            case .nowhere: 6
+            }
+        }
+    }
+
+    public private(set) var table: UInt32 = 0
+    private var routes = Reconciler<CIDR, Way>()
+    private var rules = Reconciler<RoutingRule, Bool>()
+    private var firewall = HostFirewall()
+    private var settings: KernelSettings
+    private let session: RouteSession
+    private var isStale = true
+    /// Nodes' own addresses are, or were a moment ago, in the table.
+    private var encryptedHosts = false
+
+    /// In the calling thread's network namespace. `stateFolder` keeps what kernel settings were before.
+    public init(stateFolder: String) throws {
+        session = try RouteSession()
+        settings = KernelSettings(folder: stateFolder)
+        encryptedHosts = settings.isChanged
+    }
+
+    /// Looks again at what is in place with the next `apply`.
+    public mutating func resync() {
+        isStale = true
+        firewall.resync()
+    }
+
+    public var nextRetry: ContinuousClock.Instant? {
+        [routes.nextRetry, rules.nextRetry, firewall.nextRetry].compactMap { $0 }.min()
+    }
+
+    /// Whether all is in place that the last plan asked for.
+    public var isSettled: Bool { routes.errors.isEmpty && rules.errors.isEmpty && firewall.isSettled }
+
+    /// Which firewall holds our rules, for status.
+    public var firewallKind: String { firewall.kind?.rawValue ?? "" }
+    public var exceptions: [String] { firewall.exceptions }
+
+    public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
+        guard let routing = plan.routing else { return [] }
+        if isStale || !routing.tables.contains(where: { $0.contains(table) }) { try look(routing) }
+        var problems: [Problem] = []
+        if table == 0 {
+            problems.append(
+                Problem(
+                    resource: "FelixConfiguration", field: "spec.routeTableRanges",
+                    value: routing.tables.map { "\($0.lowerBound)-\($0.upperBound)" }.joined(separator: ","),
+                    message: "has no table that is empty, so nothing is steered in route mode",
+                    remedy: "name other tables, or empty one"))
+            return problems
+        }
+        // What lets nodes' own packets come in while they are routed into the tunnel is there before, and goes
+        // after.
+        if plan.config.encryptsHosts { try admitHosts(true, plan) }
+        let words = [applyFirewall(plan, routing, keepsHosts: encryptedHosts)]
+        applyRoutes(plan)
+        if routes.errors.isEmpty { applyRules(plan, routing) }
+        if encryptedHosts, !plan.config.encryptsHosts, isRouted {
+            encryptedHosts = false
+            try admitHosts(false, plan)
+        }
+        encryptedHosts = encryptedHosts || plan.config.encryptsHosts
+        for words in (words + [applyFirewall(plan, routing, keepsHosts: encryptedHosts)]).compactMap({ $0 }).prefix(1) {
+            problems.append(
+                Problem(
+                    resource: "Firewall", message: words,
+                    remedy: "it is tried again; is the program there, and may it write this node's firewall?"))
+        }
+        problems += report()
+        return problems
+    }
+
+    private var isRouted: Bool { routes.errors.isEmpty && rules.errors.isEmpty }
+
+    private mutating func applyFirewall(
+        _ plan: SteeringPlan, _ routing: RoutingPlan, keepsHosts: Bool
+    ) -> String? {
+        var kept = plan
+        kept.config.encryptsHosts = plan.config.encryptsHosts || keepsHosts
+        return firewall.apply(Self.chains(kept, routing), exceptions: routing.makesExceptions)
+    }
+
+    /// The reverse path of what nodes send in WireGuard's packets leads, by our table, into the tunnel: it is
+    /// looked up with the mark instead. ARP has no marks, so that a strict filter on the uplinks (1)
+    /// would refuse to answer the other nodes: there it is loose (2) meanwhile.
+    private mutating func admitHosts(_ isOn: Bool, _ plan: SteeringPlan) throws {
+        try settings.set("net/ipv4/conf/all/src_valid_mark", isOn ? "1" : nil)
+        let isStrict = KernelSettings.value("net/ipv4/conf/all/rp_filter") == "1"
+        for name in Set(plan.hooks.filter { $0.hook == .toUplink }.map(\.device)) {
+            let setting = "net/ipv4/conf/\(name)/rp_filter"
+            guard isOn else {
+                try settings.set(setting, nil)
+                continue
+            }
+            let own = KernelSettings.value(setting)
+            if own == "1" || own == "0" && isStrict { try settings.set(setting, "2") }
+        }
+    }
+
+    // MARK: What is there
+
+    /// Reads rules and routes; chooses the table: the one that has ours, else the first that is empty.
+    private mutating func look(_ routing: RoutingPlan) throws {
+        var taken: Set<UInt32> = [253, 254, 255]
+        var ours: [UInt32: [CIDR: Way]] = [:]
+        var present: [RoutingRule: Bool] = [:]
+        for family in AddressFamily.allCases {
+            for route in try session.routes(family) where route.table != 255 {
+                guard route.origin == Self.origin else {
+                    taken.insert(route.table)
+                    continue
+                }
+                let way: Way = route.type == 9 ? .onward : route.type == 6 ? .nowhere : .device(route.index)
+                ours[route.table, default: [:]][route.destination] = way
+            }
+            for rule in try session.rules(family) {
+                if Self.isOurs(rule) { present[rule] = true } else if !rule.hasMore { taken.insert(rule.table) }
+            }
+        }
+        let allowed = routing.tables
+        func isAllowed(_ table: UInt32) -> Bool { allowed.contains { $0.contains(table) } }
+        let candidates = ours.keys.sorted().filter(isAllowed)
+        let before = table
+        table =
+            candidates.contains(table)
+            ? table
+            : candidates.first ?? allowed.lazy.flatMap { $0 }.first { !taken.contains($0) } ?? 0
+        routes.adopt(ours[table] ?? [:])
+        // Rules that look our table up are ours to judge, whoever made them.
+        for family in AddressFamily.allCases {
+            for rule in try session.rules(family) where rule.table == table && !rule.hasMore { present[rule] = true }
+        }
+        rules.adopt(present)
+        stale = Set(ours.keys).subtracting([table])
+        if before != 0, before != table { stale.insert(before) }
+        isStale = false
+    }
+
+    /// Tables that we have routes in and use no more.
+    private var stale: Set<UInt32> = []
+
+    private static func isOurs(_ rule: RoutingRule) -> Bool { rule.origin == origin }
+
+    // MARK: Routes and rules
+
+    private mutating func applyRoutes(_ plan: SteeringPlan) {
+        let wanted = Self.ways(plan)
+        let session = session
+        let table = table
+        routes.update(to: wanted) { try session.replaceRoute(Self.route($0, $1, table)) }
+        routes.prune(to: wanted) { try session.deleteRoute(Self.route($0, nil, table)) }
+    }
+
+    private static func route(_ cidr: CIDR, _ way: Way?, _ table: UInt32) -> Route {
+        var index: UInt32 = 0
+        if case .device(let device) = way { index = device }
+        return Route(cidr, index: index, table: table, type: way?.type ?? 0, origin: origin)
+    }
+
+    static func ways(_ plan: SteeringPlan) -> [CIDR: Way] {
+        var wanted: [CIDR: Way] = [:]
+        // Nodes' own addresses are never led nowhere: their ARP would not be answered any more.
+        let nodes = Set(plan.peers.values.flatMap(\.endpoints).map { CIDR(host: $0.address) })
+        for (cidr, target) in plan.routes {
+            switch target {
+            // What nobody has, and has no other way: promised all the same.
+            case .pool: if plan.config.isStrict { wanted[cidr] = .nowhere }
+            case .local: wanted[cidr] = .onward
+            case .peer(let key):
+                guard let peer = plan.peers[key] else {
+                    wanted[cidr] = plan.config.isStrict ? .nowhere : .onward
+                    continue
+                }
+                if peer.action == .tunnel, let lane = peer.lanes.first {
+                    wanted[cidr] = .device(lane)
+                } else {
+                    let isPromised = plan.config.isStrict && peer.action != .exempt && !nodes.contains(cidr)
+                    wanted[cidr] = isPromised ? .nowhere : .onward
+                }
+            }
+        }
+        return wanted
+    }
+
+    private mutating func applyRules(_ plan: SteeringPlan, _ routing: RoutingPlan) {
+        var wanted: [RoutingRule: Bool] = [:]
+        let marks = [plan.config.firewallMark, plan.config.oldFirewallMark].filter { $0 != 0 }
+        for family in routing.devices.keys {
+            // While the mark changes, packets with the other one go on first.
+            for mark in marks.dropFirst() where routing.priority > 1 {
+                wanted[
+                    RoutingRule(
+                        family: family, priority: routing.priority - 1, table: 254, mark: mark, mask: mark,
+                        origin: Self.origin)] = true
+            }
+            wanted[
+                RoutingRule(
+                    family: family, priority: routing.priority, table: table, mark: marks[0], mask: marks[0],
+                    isInverted: true, origin: Self.origin)] = true
+        }
+        let session = session
+        rules.update(to: wanted) { rule, _ in try session.addRule(rule) }
+        rules.prune(to: wanted) { try session.deleteRule($0) }
+        guard rules.errors.isEmpty, !stale.isEmpty else { return }
+        try? Self.emptyTables(session) { $0 != table }
+        stale = []
+    }
+
+    private func report() -> [Problem] {
+        routes.errors.map {
+            Problem(
+                resource: "Route/\($0.key)", field: "table \(table)", message: $0.value,
+                remedy: "it is tried again; see `ip route show table \(table)`")
+        }
+            + rules.errors.map {
+                Problem(
+                    resource: "Rule/\($0.key.priority)", field: "table \(table)", message: $0.value,
+                    remedy: "it is tried again; see `ip rule`")
+            }
+    }
+
+    // MARK: Firewall
+
+    static func chains(_ plan: SteeringPlan, _ routing: RoutingPlan) -> FirewallChains {
+        var chains = allowChains(routing)
+        let ports = plan.config.masqueradePorts
+        for name in routing.devices.sorted(by: { $0.key < $1.key }).flatMap(\.value.names) {
+            for (protocolName, number) in [("TCP", UInt8(6)), ("UDP", 17)] {
+                chains[.postrouting, default: []].append(
+                    FirewallRule(
+                        "wgplane: masquerade \(protocolName) into \(name) by \(ports.lowerBound)-\(ports.upperBound)",
+                        [.output(name), .transport(number), .sourceIsForeignAtOutput, .sourceIsLocal],
+                        .masquerade(ports: ports)))
+            }
+            chains[.postrouting, default: []].append(
+                FirewallRule(
+                    "wgplane: masquerade into \(name)", [.output(name), .sourceIsForeignAtOutput, .sourceIsLocal],
+                    .masquerade(ports: nil)))
+        }
+        if plan.config.encryptsHosts {
+            // What comes in clear from an address that the table leads into the tunnel: the reverse path
+            // is looked up with the mark.
+            let mark = plan.config.firewallMark | plan.config.oldFirewallMark
+            let text = "0x" + String(mark, radix: 16)
+            var rules = [FirewallRule("wgplane: no mark from lo", [.input("lo")], .leave)]
+            for name in routing.devices.values.flatMap(\.names).sorted() {
+                rules.append(FirewallRule("wgplane: no mark from \(name)", [.input(name)], .leave))
+            }
+            for prefix in routing.podPrefixes {
+                rules.append(FirewallRule("wgplane: no mark from \(prefix)+", [.inputPrefix(prefix)], .leave))
+            }
+            chains[.prerouting, default: []] += rules + [FirewallRule("wgplane: mark \(text)", [], .mark(mark))]
+        }
+        return chains
+    }
+
+    /// WireGuard's port, in and out; and, while it changes, each of the two led to the other unless somebody
+    /// listens there.
+    static func allowChains(_ routing: RoutingPlan) -> FirewallChains {
+        var chains: FirewallChains = [:]
+        for (family, device) in routing.devices.sorted(by: { $0.key < $1.key }) {
+            let ports = [device.listeningPort, device.otherPort].filter { $0 != 0 }
+            for port in ports {
+                let what: [FirewallMatch] = [.family(family), .transport(17)]
+                chains[.input, default: []].append(
+                    FirewallRule(
+                        "wgplane: WireGuard in, \(family) port \(port)",
+                        what + [.destinationPort(port), .destinationIsLocal], .accept))
+                chains[.output, default: []].append(
+                    FirewallRule(
+                        "wgplane: WireGuard out, \(family) port \(port)", what + [.sourcePort(port), .sourceIsLocal],
+                        .accept))
+            }
+            guard ports.count == 2 else { continue }
+            for (from, to) in [(ports[0], ports[1]), (ports[1], ports[0])] {
+                let what: [FirewallMatch] = [
+                    .family(family), .transport(17), .destinationPort(from), .destinationIsLocal,
+                ]
+                chains[.prerouting, default: []] += [
+                    FirewallRule("wgplane: \(family) port \(from) is there", what + [.hasListener], .leave),
+                    FirewallRule("wgplane: \(family) port \(from) to \(to)", what, .destinationPort(to)),
+                ]
+            }
+        }
+        return chains
+    }
+
+    // MARK: Removal
+
+    public mutating func remove() throws { try Self.removeAll(stateFolder: settings.folder) }
+
+    /// Takes away whatever an agent of any time has left: rules, then routes, then the firewall's part.
+    public static func removeAll(stateFolder: String) throws {
+        let session = try RouteSession()
+        for family in AddressFamily.allCases {
+            guard let rules = try? session.rules(family) else { continue }
+            for rule in rules where isOurs(rule) { try session.deleteRule(rule) }
+        }
+        try emptyTables(session) { _ in true }
+        try HostFirewall.removeAll()
+        var settings = KernelSettings(folder: stateFolder)
+        try settings.restore()
+    }
+
+    private static func emptyTables(_ session: RouteSession, where isMeant: (UInt32) -> Bool) throws {
+        for family in AddressFamily.allCases {
+            guard let routes = try? session.routes(family) else { continue }
+            for route in routes where route.origin == origin && isMeant(route.table) { try session.deleteRoute(route) }
+        }
+    }
+}
