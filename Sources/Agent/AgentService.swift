@@ -57,6 +57,7 @@ public struct AgentService: Service {
                 group.addTask {
                     for await _ in firewall.ticks.cancelOnGracefulShutdown() {
                         firewall.drain()
+                        await controller.firewallChanged()
                         signal.yield()
                     }
                 }

@@ -72,6 +72,7 @@ extension NodeController {
         if !changes.isEmpty {
             logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])
             try backend.apply(DeviceChange(peers: changes), to: device.name)
+            peerChanges += changes.count
             if let after = try backend.state(device: device.name) { families[family]?.device?.peers = after.peers }
         }
         families[family]?.peers.note(stamped: stamped)
@@ -98,7 +99,10 @@ extension NodeController {
     ) throws {
         guard let state = families[family], let device = state.device else { return }
         let removals = state.peers.removals(now: now)
-        if !removals.isEmpty { try backend.apply(DeviceChange(peers: removals), to: device.name) }
+        if !removals.isEmpty {
+            try backend.apply(DeviceChange(peers: removals), to: device.name)
+            peerChanges += removals.count
+        }
     }
 
     // MARK: Backend

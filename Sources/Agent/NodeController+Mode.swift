@@ -5,6 +5,7 @@ internal import DataplaneMaps
 internal import DesiredState
 internal import Logging
 internal import Model
+internal import Netlink
 internal import Steering
 
 /// What steers packets into WireGuard on a node.
@@ -100,15 +101,18 @@ extension NodeController {
         case .ebpf:
             problems += try steering?.apply(wanted) ?? []
             if steering?.isSettled == true, mayHaveRoutes {
-                try RouteSteering.removeAll(stateFolder: options.stateDirectory)
+                try RouteSteering.removeAll(stateFolder: options.stateDirectory, keepsFirewall: true)
                 routing = nil
                 mayHaveRoutes = false
+                firewall = HostFirewall()
             } else {
                 problems += try routing?.apply(wanted) ?? []
             }
+            if routing == nil, let plan = wanted.routing { problems += try letIn(plan) }
             mayHavePrograms = true
         case .route:
             problems += try routing?.apply(wanted) ?? []
+            firewall = HostFirewall()
             mayHaveRoutes = true
             if routing?.isSettled == true, mayHavePrograms {
                 if options.layout.exists { try EBPFSteering.removeAll(layout: options.layout, keepsLock: true) }
@@ -133,5 +137,34 @@ extension NodeController {
             try options.layout.remove()
         }
         return problems
+    }
+
+    /// In eBPF mode: rules of ours before those of the node's firewall that would drop WireGuard's packets.
+    private func letIn(_ plan: RoutingPlan) throws -> [Problem] {
+        let chains = try RouteSteering.exceptions(plan)
+        guard let words = firewall.apply(chains, exceptions: plan.makesExceptions) else {
+            return plan.makesExceptions ? [] : try inTheWay()
+        }
+        return [
+            Problem(
+                resource: "Firewall", message: words,
+                remedy: "it is tried again; is the program there, and may it write this node's firewall?")
+        ]
+    }
+
+    /// Chains whose policy or rules may keep WireGuard's packets out, as far as that can be told.
+    private func inTheWay() throws -> [Problem] {
+        let stuck = families.filter { family, state in
+            state.drainingUntil == nil && state.peers.isWaitingLong(now: .now)
+        }
+        guard !stuck.isEmpty else { return [] }
+        return try FirewallExceptions.dropping(.input).map { chain in
+            Problem(
+                .warning, resource: "Firewall", field: "\(chain)",
+                message: "may drop WireGuard's packets, and a peer has not shaken hands for long",
+                remedy:
+                    "accept UDP port \(stuck.map { "\(ports($0.value).now)" }.sorted().joined(separator: " and ")) there, or set wireguardInputRule to Auto"
+            )
+        }
     }
 }

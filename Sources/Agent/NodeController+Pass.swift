@@ -41,7 +41,8 @@ extension NodeController {
                 observePeers(family, plan, now)
             }
         }
-        try steering?.admit(try steeringPlan(plan, facts, uplinks))
+        let admitted = try steeringPlan(plan, facts, uplinks)
+        try steering?.admit(admitted)
         for family in families.keys.sorted() where !unsettled.contains(family) {
             guard let backend else { break }
             settle(family, &problems) {

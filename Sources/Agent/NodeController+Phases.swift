@@ -79,6 +79,7 @@ extension NodeController {
             if options.layout.exists { try EBPFSteering.removeAll(layout: options.layout) }
             steering = nil
             lock.forget()
+            firewall = HostFirewall()
             for name in try DeviceManager.ownDevices(session(), named: plan.settings.deviceNames) {
                 try BackendSelection.delete(device: name)
             }

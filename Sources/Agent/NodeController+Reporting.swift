@@ -33,12 +33,17 @@ extension NodeController {
             attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
             steeringPathReason: path?.reason ?? "", attachments: attachments(),
             problems: distinct.sorted())
+        if mode.mode == .ebpf, !firewall.exceptions.isEmpty || firewall.hasRules {
+            report.firewall = firewall.kind?.rawValue ?? ""
+            report.firewallExceptions = firewall.exceptions
+        }
         if mode.mode == .route, let routing {
             report.routeTable = routing.table
             report.firewall = routing.firewallKind
             report.firewallExceptions = routing.exceptions
         }
-        report.work = StatusReport.Work(netlinkChanges: NetlinkWork.changes, mapWrites: BPFWork.changes)
+        report.work = StatusReport.Work(
+            netlinkChanges: NetlinkWork.changes, mapWrites: BPFWork.changes, peerChanges: peerChanges)
         if let plan {
             report.settings = plan.effective.listing
             report.strictMode = isStrict(plan)

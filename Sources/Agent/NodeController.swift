@@ -25,6 +25,10 @@ public actor NodeController {
     var route: RouteSession?
 
     var snapshot: Snapshot?
+    /// Counts contents that differ.
+    private var snapshotVersion = 0
+    /// The last plan, and what it was made of.
+    private var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     var datastoreState = "waiting"
     var keyOwners: [PublicKey: String] = [:]
     var backend: (any WireGuardBackend)?
@@ -33,6 +37,8 @@ public actor NodeController {
     /// Rules and routes, while they are in place or are to be.
     var routing: RouteSteering?
     var lock: LockKeeper
+    /// Our rules in the node's firewall in eBPF mode; route mode has its own.
+    var firewall = HostFirewall()
     /// The data plane that is to be, and why.
     var mode = ModeDecision(mode: .disabled, reason: "")
     /// What has been in place before the mode was chosen, or may have been, is not known to be gone.
@@ -46,6 +52,8 @@ public actor NodeController {
     var formerMark: (mark: UInt32, until: ContinuousClock.Instant)?
     /// Threading that was refused, so that it is said once.
     var threadingRefused: Set<String> = []
+    /// Peers changed since the start, for status.
+    var peerChanges = 0
     /// What an earlier agent has told, until the first pass.
     var earlier: StatusReport?
     var families: [AddressFamily: FamilyState] = [:]
@@ -120,9 +128,17 @@ public actor NodeController {
 
     // MARK: Input
 
+    /// Somebody, perhaps we, has changed the node's firewall.
+    func firewallChanged() {
+        firewall.resync()
+        routing?.resyncFirewall()
+    }
+
     func receive(_ event: DatastoreEvent) {
         switch event {
         case .snapshot(let new):
+            // Read again without a change, it costs no plan.
+            if snapshot?.manifests != new.manifests || snapshot?.problems != new.problems { snapshotVersion += 1 }
             snapshot = new
             datastoreState = "ready"
         case .unavailable(let reason):
@@ -141,12 +157,7 @@ public actor NodeController {
         }
         var problems = snapshot.problems
         rememberKeyOwners()
-        let plan = NodePlan(
-            manifests: Array(snapshot.manifests.values), node: options.node,
-            ownKeys: families.compactMapValues { $0.device?.publicKey }, keyOwners: keyOwners,
-            overrides: options.overrides, inForce: inForce)
-        inForce = plan.settings
-        keyOwners = plan.keyOwners
+        let plan = plan(snapshot)
         problems += plan.problems
         do {
             try await apply(plan, &problems)
@@ -162,6 +173,30 @@ public actor NodeController {
         }
         report(problems: problems, plan: plan)
         return nextPass(plan)
+    }
+
+    /// All that a plan depends on and that changes.
+    private struct Ingredients: Equatable {
+        var snapshotVersion: Int
+        var ownKeys: [AddressFamily: PublicKey]
+        var keyOwners: [PublicKey: String]
+        var inForce: Settings?
+    }
+
+    private func plan(_ snapshot: Snapshot) -> NodePlan {
+        var ingredients = Ingredients(
+            snapshotVersion: snapshotVersion, ownKeys: families.compactMapValues { $0.device?.publicKey },
+            keyOwners: keyOwners, inForce: inForce)
+        if let lastPlan, lastPlan.ingredients == ingredients { return lastPlan.plan }
+        let plan = NodePlan(
+            manifests: Array(snapshot.manifests.values), node: options.node, ownKeys: ingredients.ownKeys,
+            keyOwners: keyOwners, overrides: options.overrides, inForce: inForce)
+        inForce = plan.settings
+        keyOwners = plan.keyOwners
+        // With what it has taught: the same again makes the same plan.
+        (ingredients.inForce, ingredients.keyOwners) = (inForce, keyOwners)
+        lastPlan = (ingredients, plan)
+        return plan
     }
 
     /// Who had each key first, and which settings were in force, is known from an earlier agent's maps and

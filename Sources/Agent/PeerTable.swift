@@ -202,6 +202,11 @@ struct PeerTable: Sendable {
         }
     }
 
+    /// Whether a peer has not shaken hands for so long that something may be in the way.
+    func isWaitingLong(now: ContinuousClock.Instant) -> Bool {
+        waitingSince.contains { !ready.contains($0.key) && now - $0.value > .seconds(5) }
+    }
+
     func carrier(of node: String) -> PublicKey? { carriers[node] }
 
     func carries(_ node: String) -> Bool { carried.contains(node) }
@@ -218,7 +223,7 @@ struct PeerTable: Sendable {
         return plan.values.filter { !ready.contains($0.publicKey) }.map { peer in
             // Quick at first; a node that is down must not keep this one busy.
             let age = now - (waitingSince[peer.publicKey] ?? now)
-            return age < .seconds(3) ? .milliseconds(50) : age < .seconds(60) ? .milliseconds(500) : .seconds(1)
+            return age < .seconds(3) ? .milliseconds(50) : age < .seconds(60) ? .milliseconds(500) : .seconds(2)
         }.min()
     }
 }

@@ -26,6 +26,14 @@ public struct StatusReport: Sendable, Codable, Equatable {
         public var netlinkChanges = 0
         /// Entries written to or taken from BPF maps.
         public var mapWrites = 0
+        /// Peers of WireGuard devices made, changed or removed.
+        public var peerChanges = 0
+
+        public init(netlinkChanges: Int = 0, mapWrites: Int = 0, peerChanges: Int = 0) {
+            self.netlinkChanges = netlinkChanges
+            self.mapWrites = mapWrites
+            self.peerChanges = peerChanges
+        }
     }
 
     public struct Family: Sendable, Codable, Equatable {

@@ -19,10 +19,13 @@ public struct HostFirewall {
 
     public init() {}
 
-    /// Looks again at what is in place with the next `apply`.
-    public mutating func resync() { isStale = true }
+    /// Looks again at what is in place with the next `apply`, if something should be.
+    public mutating func resync() { if hasExceptions || !applied.isEmpty { isStale = true } }
 
     public var nextRetry: ContinuousClock.Instant? { retryAt }
+
+    /// Whether it has rules of ours.
+    public var hasRules: Bool { applied.values.contains { !$0.isEmpty } }
 
     /// Whether the firewall is as it was last asked for.
     public var isSettled: Bool { failure == nil }

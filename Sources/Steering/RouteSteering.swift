@@ -2,7 +2,7 @@
 
 internal import DataplaneMaps
 public import Model
-internal import Netlink
+public import Netlink
 internal import Reconciler
 internal import SystemDescriptors
 
@@ -325,6 +325,16 @@ public struct RouteSteering: SteeringBackend {
         return chains
     }
 
+    /// What lets WireGuard's packets past the node's firewall in eBPF mode, where something there would drop
+    /// them.
+    public static func exceptions(_ routing: RoutingPlan) throws -> FirewallChains {
+        guard routing.makesExceptions else { return [:] }
+        let isNeeded = try [FirewallHook.input, .output].contains { try !FirewallExceptions.dropping($0).isEmpty }
+        let hasLegacy = FirewallKind.inUse() == .iptablesLegacy
+        guard isNeeded || hasLegacy else { return [:] }
+        return allowChains(routing).filter { $0.key != .prerouting }
+    }
+
     /// WireGuard's port, in and out; and, while it changes, each of the two led to the other unless somebody
     /// listens there.
     static func allowChains(_ routing: RoutingPlan) -> FirewallChains {
@@ -360,15 +370,19 @@ public struct RouteSteering: SteeringBackend {
 
     public mutating func remove() throws { try Self.removeAll(stateFolder: settings.folder) }
 
-    /// Takes away whatever an agent of any time has left: rules, then routes, then the firewall's part.
-    public static func removeAll(stateFolder: String) throws {
+    /// Looks again at the firewall alone.
+    public mutating func resyncFirewall() { firewall.resync() }
+
+    /// Takes away whatever an agent of any time has left: rules, then routes, then the firewall's part, unless
+    /// somebody else sees to that.
+    public static func removeAll(stateFolder: String, keepsFirewall: Bool = false) throws {
         let session = try RouteSession()
         for family in AddressFamily.allCases {
             guard let rules = try? session.rules(family) else { continue }
             for rule in rules where isOurs(rule) { try session.deleteRule(rule) }
         }
         try emptyTables(session) { _ in true }
-        try HostFirewall.removeAll()
+        if !keepsFirewall { try HostFirewall.removeAll() }
         var settings = KernelSettings(folder: stateFolder)
         try settings.restore()
     }

@@ -13,7 +13,7 @@ enum KernelTraits {
     static var renamesLive: Bool {
         (try? inNewNetworkNamespace {
             let session = try RouteSession()
-            try session.createLink(named: "probe", kind: "dummy")
+            try session.createLink(named: "probe", kind: "bridge")
             guard let link = try session.link(named: "probe") else { return false }
             try session.setLink(link.index, up: true)
             try session.setLink(link.index, name: "renamed")
