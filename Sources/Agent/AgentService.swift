@@ -67,6 +67,7 @@ public struct AgentService: Service {
                 for await _ in AsyncTimerSequence(interval: .seconds(1), clock: .continuous).cancelOnGracefulShutdown()
                 {
                     if await controller.legacyFirewallChanged() { signal.yield() }
+                    await controller.logPackets()
                 }
             }
             group.addTask {
