@@ -74,6 +74,7 @@ let package = Package(
         .target(
             name: "Steering",
             dependencies: ["DataplaneMaps", "BPF", "Netlink", "Reconciler", "SystemDescriptors", "Model", log],
+            exclude: ["MODES.md"],
             swiftSettings: strict),
         .target(name: "Flows", dependencies: ["DataplaneMaps", "BPF", "Model"], swiftSettings: strict),
         .target(

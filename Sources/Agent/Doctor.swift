@@ -74,7 +74,7 @@ public struct Doctor: Sendable {
     public func examine() -> [Finding] {
         let (programs, features) = programs()
         return [root(), bpfFileSystem(), programs, attachment()] + features + [
-            kernelWireGuard(), userspaceWireGuard(), allowedIPRemoval(), forwarding(), netfilter(),
+            kernelWireGuard(), userspaceWireGuard(), allowedIPRemoval(), forwarding(), netfilter(), hostFirewall(),
         ]
     }
 
@@ -191,6 +191,28 @@ public struct Doctor: Sendable {
             check: "forwarding", verdict: on ? .ok : .reduced,
             found: "IPv4 \(values[0] == "1" ? "on" : "off"), IPv6 \(values[1] == "1" ? "on" : "off")",
             remedy: on ? "" : "sysctl -w net.ipv4.ip_forward=1 (a CNI does)")
+    }
+
+    /// What may keep WireGuard's packets out: TC programs cannot let past netfilter what that drops.
+    private func hostFirewall() -> Finding {
+        let kind = FirewallKind.inUse()
+        do {
+            let chains = try FirewallExceptions.dropping(.input)
+            guard !chains.isEmpty else {
+                return Finding(
+                    check: "host firewall", verdict: .ok, found: "\(kind.rawValue); no chain drops what comes in",
+                    remedy: "")
+            }
+            return Finding(
+                check: "host firewall", verdict: .reduced,
+                found: "\(kind.rawValue); may drop what comes in: \(chains.map(\.description).joined(separator: ", "))",
+                remedy:
+                    "accept WireGuard's UDP port there (51820, and 51821 for IPv6), or set wireguardInputRule to Auto")
+        } catch {
+            return Finding(
+                check: "host firewall", verdict: .reduced, found: "cannot be inspected: \(error)",
+                remedy: "accept WireGuard's UDP port (51820, and 51821 for IPv6)")
+        }
     }
 
     private func netfilter() -> Finding {
