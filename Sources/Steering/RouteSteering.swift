@@ -2,50 +2,9 @@
 
 internal import DataplaneMaps
 public import Model
-public import Netlink
+internal import Netlink
 internal import Reconciler
 internal import SystemDescriptors
-
-/// What route mode needs to know beside peers and prefixes.
-public struct RoutingPlan: Sendable, Hashable {
-    /// Of the routing rule.
-    public var priority: UInt32
-    /// Tables that may be taken.
-    public var tables: [ClosedRange<UInt32>]
-    /// Name and ports of each family's device.
-    public var devices: [AddressFamily: Device]
-    /// How pods' devices are named.
-    public var podPrefixes: [String]
-    /// The node's firewall gets exceptions where it would drop WireGuard's packets.
-    public var makesExceptions: Bool
-
-    public struct Device: Sendable, Hashable {
-        /// The device's name, and the one that it is about to have.
-        public var names: [String]
-        public var interface: UInt32
-        public var listeningPort: UInt16
-        /// While the port changes, the other one; 0: none.
-        public var otherPort: UInt16
-
-        public init(names: [String], interface: UInt32, listeningPort: UInt16, otherPort: UInt16) {
-            self.names = names
-            self.interface = interface
-            self.listeningPort = listeningPort
-            self.otherPort = otherPort
-        }
-    }
-
-    public init(
-        priority: UInt32, tables: [ClosedRange<UInt32>], devices: [AddressFamily: Device], podPrefixes: [String],
-        makesExceptions: Bool
-    ) {
-        self.priority = priority
-        self.tables = tables
-        self.devices = devices
-        self.podPrefixes = podPrefixes
-        self.makesExceptions = makesExceptions
-    }
-}
 
 /// Steering as Felix does it, without BPF: a routing rule for packets without WireGuard's mark
 /// leads to a table with the peers' prefixes; rules of the firewall allow WireGuard's port and masquerade.
@@ -288,82 +247,6 @@ public struct RouteSteering: SteeringBackend {
                     resource: "Rule/\($0.key.priority)", field: "table \(table)", message: $0.value,
                     remedy: "it is tried again; see `ip rule`")
             }
-    }
-
-    // MARK: Firewall
-
-    static func chains(_ plan: SteeringPlan, _ routing: RoutingPlan) -> FirewallChains {
-        var chains = allowChains(routing)
-        let ports = plan.config.masqueradePorts
-        for name in routing.devices.sorted(by: { $0.key < $1.key }).flatMap(\.value.names) {
-            for (protocolName, number) in [("TCP", UInt8(6)), ("UDP", 17)] {
-                chains[.postrouting, default: []].append(
-                    FirewallRule(
-                        "wgplane: masquerade \(protocolName) into \(name) by \(ports.lowerBound)-\(ports.upperBound)",
-                        [.output(name), .transport(number), .sourceIsForeignAtOutput, .sourceIsLocal],
-                        .masquerade(ports: ports)))
-            }
-            chains[.postrouting, default: []].append(
-                FirewallRule(
-                    "wgplane: masquerade into \(name)", [.output(name), .sourceIsForeignAtOutput, .sourceIsLocal],
-                    .masquerade(ports: nil)))
-        }
-        if plan.config.encryptsHosts {
-            // What comes in clear from an address that the table leads into the tunnel: the reverse path
-            // is looked up with the mark.
-            let mark = plan.config.firewallMark | plan.config.oldFirewallMark
-            let text = "0x" + String(mark, radix: 16)
-            var rules = [FirewallRule("wgplane: no mark from lo", [.input("lo")], .leave)]
-            for name in routing.devices.values.flatMap(\.names).sorted() {
-                rules.append(FirewallRule("wgplane: no mark from \(name)", [.input(name)], .leave))
-            }
-            for prefix in routing.podPrefixes {
-                rules.append(FirewallRule("wgplane: no mark from \(prefix)+", [.inputPrefix(prefix)], .leave))
-            }
-            chains[.prerouting, default: []] += rules + [FirewallRule("wgplane: mark \(text)", [], .mark(mark))]
-        }
-        return chains
-    }
-
-    /// What lets WireGuard's packets past the node's firewall in eBPF mode, where something there would drop
-    /// them.
-    public static func exceptions(_ routing: RoutingPlan) throws -> FirewallChains {
-        guard routing.makesExceptions else { return [:] }
-        let isNeeded = try [FirewallHook.input, .output].contains { try !FirewallExceptions.dropping($0).isEmpty }
-        let hasLegacy = FirewallKind.inUse() == .iptablesLegacy
-        guard isNeeded || hasLegacy else { return [:] }
-        return allowChains(routing).filter { $0.key != .prerouting }
-    }
-
-    /// WireGuard's port, in and out; and, while it changes, each of the two led to the other unless somebody
-    /// listens there.
-    static func allowChains(_ routing: RoutingPlan) -> FirewallChains {
-        var chains: FirewallChains = [:]
-        for (family, device) in routing.devices.sorted(by: { $0.key < $1.key }) {
-            let ports = [device.listeningPort, device.otherPort].filter { $0 != 0 }
-            for port in ports {
-                let what: [FirewallMatch] = [.family(family), .transport(17)]
-                chains[.input, default: []].append(
-                    FirewallRule(
-                        "wgplane: WireGuard in, \(family) port \(port)",
-                        what + [.destinationPort(port), .destinationIsLocal], .accept))
-                chains[.output, default: []].append(
-                    FirewallRule(
-                        "wgplane: WireGuard out, \(family) port \(port)", what + [.sourcePort(port), .sourceIsLocal],
-                        .accept))
-            }
-            guard ports.count == 2 else { continue }
-            for (from, to) in [(ports[0], ports[1]), (ports[1], ports[0])] {
-                let what: [FirewallMatch] = [
-                    .family(family), .transport(17), .destinationPort(from), .destinationIsLocal,
-                ]
-                chains[.prerouting, default: []] += [
-                    FirewallRule("wgplane: \(family) port \(from) is there", what + [.hasListener], .leave),
-                    FirewallRule("wgplane: \(family) port \(from) to \(to)", what, .destinationPort(to)),
-                ]
-            }
-        }
-        return chains
     }
 
     // MARK: Removal
