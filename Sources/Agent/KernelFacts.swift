@@ -2,7 +2,6 @@
 
 import DataplaneMaps
 import DesiredState
-import Glibc
 import Model
 import Netlink
 import Steering
@@ -18,22 +17,12 @@ struct KernelFacts: Sendable {
         links = try session.links()
         addresses = try session.addresses()
         for family in AddressFamily.allCases {
-            for route in try Self.routes(session, family)
-            where route.table == 254 && route.destination.isHost && route.type == 1 && route.index != 0
+            for route in try session.routes(family, table: 254)
+            where route.destination.isHost && route.type == 1 && route.index != 0
                 && route.gateway == nil
             {
                 hostRoutes[route.destination.address] = route.index
             }
-        }
-    }
-
-    /// A kernel without IPv6 has no such routes.
-    private static func routes(_ session: RouteSession, _ family: AddressFamily) throws -> [Route] {
-        do {
-            return try session.routes(family)
-        } catch {
-            if family == .ipv6, [EAFNOSUPPORT, EOPNOTSUPP].contains(error.errno) { return [] }
-            throw error
         }
     }
 

@@ -87,8 +87,8 @@ extension NodeController {
             return nil
         } catch {
             if steering != nil { return nil }
+            // What an earlier agent has in place steers until routes do.
             programsFailure = ("\(error)", attachment)
-            try? EBPFSteering.removeAll(layout: options.layout, keepsLock: true)
             return "\(error)"
         }
     }

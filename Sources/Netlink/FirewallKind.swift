@@ -44,6 +44,15 @@ public enum FirewallKind: String, Sendable, Hashable, Codable {
         }
     }
 
+    /// Whether there may be chains of ours, whose names begin so; of legacy iptables that is not known.
+    public func mayHaveChains(prefix: String) -> Bool {
+        switch self {
+        case .tables: false
+        case .iptablesNFT: (try? FirewallInspection.chains())?.contains { $0.name.hasPrefix(prefix) } != false
+        case .iptablesLegacy: true
+        }
+    }
+
     private static func legacyTables(_ family: AddressFamily) -> [String] {
         let names = (try? readFile("/proc/net/\(family == .ipv4 ? "ip" : "ip6")_tables_names")) ?? []
         return String(decoding: names, as: UTF8.self).split(separator: "\n").map(String.init)

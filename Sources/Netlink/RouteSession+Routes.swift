@@ -7,7 +7,7 @@ public import Addresses
 extension RouteSession {
     // MARK: Routes
 
-    /// Every route of a family: in all tables, or in one.
+    /// Every route of a family: in all tables, or in one. A kernel without IPv6 has none of it.
     public func routes(_ family: AddressFamily, table: UInt32? = nil) throws(NetlinkError) -> [Route] {
         var header = rtmsg()
         header.rtm_family = family.socketFamily
@@ -18,8 +18,9 @@ extension RouteSession {
             return try session.request("list \(family) routes", type: RTM_GETROUTE, dump: true, payload)
                 .compactMap(Self.route).filter { table == nil || $0.table == table }
         } catch {
-            // A table in which there never was a route.
+            // A table in which there never was a route; a kernel without IPv6.
             if table != nil, error.errno == ENOENT { return [] }
+            if family == .ipv6, [EAFNOSUPPORT, EOPNOTSUPP].contains(error.errno) { return [] }
             throw error
         }
     }

@@ -39,13 +39,18 @@ public struct RoutingRule: Sendable, Hashable, Comparable {
 }
 
 extension RouteSession {
-    /// Policy routing rules of a family, by priority.
+    /// Policy routing rules of a family, by priority. A kernel without IPv6 has none of it.
     public func rules(_ family: AddressFamily) throws(NetlinkError) -> [RoutingRule] {
         var header = fib_rule_hdr()
         header.family = family.socketFamily
-        return try session.request("list \(family) rules", type: RTM_GETRULE, dump: true, NetlinkPayload(header))
-            .compactMap { Self.rule($0, family) }
-            .sorted { $0.priority < $1.priority }
+        do {
+            return try session.request("list \(family) rules", type: RTM_GETRULE, dump: true, NetlinkPayload(header))
+                .compactMap { Self.rule($0, family) }
+                .sorted { $0.priority < $1.priority }
+        } catch {
+            if family == .ipv6, [EAFNOSUPPORT, EOPNOTSUPP].contains(error.errno) { return [] }
+            throw error
+        }
     }
 
     private static func rule(_ message: NetlinkMessage, _ family: AddressFamily) -> RoutingRule? {

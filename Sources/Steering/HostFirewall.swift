@@ -55,8 +55,13 @@ public struct HostFirewall {
         self.kind = kind
         let split = Self.split(chains, kind)
         for family in AddressFamily.allCases where kind != .tables {
-            try Iptables(kind: kind, family: family, chains: split.there[family] ?? [])
-                .apply(split.inIptables[family] ?? [:])
+            let rules = split.inIptables[family] ?? [:]
+            let tool = Iptables(kind: kind, family: family, chains: split.there[family] ?? [])
+            if !rules.isEmpty {
+                try tool.apply(rules)
+            } else if kind.mayHaveChains(prefix: Iptables.prefix) {
+                try tool.remove()
+            }
         }
         let table = try FirewallTable(FirewallInspection.ownTable)
         if split.inTables.isEmpty {
@@ -114,6 +119,7 @@ public struct HostFirewall {
     }
 
     private static func removeIptables(_ kind: FirewallKind) throws {
+        guard kind.mayHaveChains(prefix: Iptables.prefix) else { return }
         for (family, chains) in kind.iptablesChains() {
             try Iptables(kind: kind, family: family, chains: chains).remove()
         }
@@ -121,8 +127,9 @@ public struct HostFirewall {
 
     /// Takes all of it away, whichever agent has put it there.
     public static func removeAll() throws {
-        try FirewallTable(FirewallInspection.ownTable).remove()
-        try FirewallExceptions().set([:])
+        // A kernel without nfnetlink has neither.
+        if let table = try? FirewallTable(FirewallInspection.ownTable) { try table.remove() }
+        if let exceptions = try? FirewallExceptions() { try exceptions.set([:]) }
         // Only where there is something of iptables': asking it makes its tables.
         let kind = FirewallKind.inUse()
         if kind != .tables { try removeIptables(kind) }

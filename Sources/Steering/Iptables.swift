@@ -21,17 +21,25 @@ struct Iptables {
         var callerTitle: String { "\(table) \(caller)" }
     }
 
+    /// Of the names of our chains.
+    static let prefix = "wgplane-"
+
     static func place(_ hook: FirewallHook) -> Place {
         switch hook {
-        case .prerouting: Place(table: "raw", chain: "wgplane-PREROUTING", caller: "PREROUTING")
-        case .input: Place(table: "filter", chain: "wgplane-INPUT", caller: "INPUT")
-        case .output: Place(table: "filter", chain: "wgplane-OUTPUT", caller: "OUTPUT")
-        case .postrouting: Place(table: "nat", chain: "wgplane-POSTROUTING", caller: "POSTROUTING")
+        case .prerouting: Place(table: "raw", chain: prefix + "PREROUTING", caller: "PREROUTING")
+        case .input: Place(table: "filter", chain: prefix + "INPUT", caller: "INPUT")
+        case .output: Place(table: "filter", chain: prefix + "OUTPUT", caller: "OUTPUT")
+        case .postrouting: Place(table: "nat", chain: prefix + "POSTROUTING", caller: "POSTROUTING")
         }
     }
 
     private func program(_ suffix: String) -> String {
         (family == .ipv4 ? "iptables" : "ip6tables") + (kind == .iptablesNFT ? "-nft" : "-legacy") + suffix
+    }
+
+    private var canRun: Bool {
+        (try? ProgramLaunch([program("-save"), "-V"], environment: currentEnvironment(), ownSession: false).capture())
+            != nil
     }
 
     private func run(_ arguments: [String], input: String = "") throws -> String {
@@ -79,8 +87,9 @@ struct Iptables {
         }
     }
 
-    /// Takes our chains away wherever they are.
+    /// Takes our chains away wherever they are. Without the program there are none of ours.
     func remove() throws {
+        guard canRun else { return }
         for hook in FirewallHook.allCases where chains.contains(Self.place(hook).callerTitle) {
             try remove(Self.place(hook))
         }

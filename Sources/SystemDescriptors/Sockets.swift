@@ -243,20 +243,25 @@ public struct CaptureSocket: Sendable {
 
     /// The next frame that a device received (not those it sends); nil when 20 ms pass without.
     public func next() throws(Errno) -> Frame? {
-        var buffer = [UInt8](repeating: 0, count: 65536)
         while true {
             var address = sockaddr_ll()
             var length = socklen_t(MemoryLayout<sockaddr_ll>.size)
+            let number = descriptor.rawValue
             do {
-                let count = try retryingInterrupts {
-                    unsafe withUnsafeMutablePointer(to: &address) { pointer in
-                        unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                            unsafe recvfrom(descriptor.rawValue, &buffer, buffer.count, 0, $0, &length)
+                // Not zeroed first: frames come faster than that.
+                let bytes = try unsafe withUnsafeTemporaryAllocation(byteCount: 65536, alignment: 8) {
+                    buffer throws(Errno) -> [UInt8] in
+                    let count = try retryingInterrupts {
+                        unsafe withUnsafeMutablePointer(to: &address) { pointer in
+                            unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                                unsafe recvfrom(number, buffer.baseAddress, buffer.count, 0, $0, &length)
+                            }
                         }
                     }
+                    return unsafe Array(UnsafeRawBufferPointer(rebasing: buffer[0..<count]))
                 }
                 if Int32(address.sll_pkttype) == PACKET_OUTGOING { continue }
-                return Frame(bytes: Array(buffer[0..<count]), interface: UInt32(address.sll_ifindex))
+                return Frame(bytes: bytes, interface: UInt32(address.sll_ifindex))
             } catch {
                 if error == .wouldBlock { return nil }
                 if error == .networkDown { continue }

@@ -155,9 +155,11 @@ struct SwitchStormTests {
                 underlay: lab.place("underlay"), pools: lab.spec.families.map(LabAddresses.pool),
                 ports: [51820, 51821, 28150, 28151])
             var log: [String] = []
+            var made: [Change] = []
             do {
                 for number in 1...changes {
                     let change = all[Int.random(in: 0..<all.count, using: &random)]
+                    made.append(change)
                     let before = traffic.missing()
                     try await apply(change, lab)
                     try await settle(change, lab)
@@ -176,7 +178,9 @@ struct SwitchStormTests {
             for (name, report) in result.streams {
                 #expect(report.lost == 0 && report.wrongAt == nil && report.failure.isEmpty, "\(name): \(report)")
             }
+            let fields = Dictionary(grouping: made, by: \.field).map { "\($0.key) \($0.value.count)" }.sorted()
             print("storm: \(changes) changes, \(result.summary)")
+            print("storm: \(fields.joined(separator: ", "))")
             if result.datagrams.contains(where: { $0.report.lost > 0 }) { print(log.joined(separator: "\n")) }
         }
         return result
