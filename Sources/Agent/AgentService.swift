@@ -50,6 +50,7 @@ public struct AgentService: Service {
             group.addTask {
                 for await _ in kernel.ticks.cancelOnGracefulShutdown() {
                     kernel.drain()
+                    await controller.networkChanged()
                     signal.yield()
                 }
             }

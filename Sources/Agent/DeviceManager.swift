@@ -64,8 +64,15 @@ struct DeviceManager {
             return try backend.apply(change, to: new)
         }
         let temporary = old == new ? "wgplane\(family == .ipv4 ? 4 : 6)new" : new
-        try backend.delete(device: temporary)
+        if let there = try route.link(named: temporary) {
+            // One that was not finished; never somebody else's.
+            guard there.alias == Self.alias else {
+                throw WireGuardError.wrongKind(device: temporary, kind: "\(there.kind) of somebody else")
+            }
+            try backend.delete(device: temporary)
+        }
         try backend.create(device: temporary, mtu: mtu)
+        if let made = try route.link(named: temporary) { try route.setLink(made.index, alias: Self.alias) }
         try backend.apply(change, to: temporary)
         try maker.delete(device: old)
         guard temporary != new, let link = try route.link(named: temporary) else { return }

@@ -38,7 +38,7 @@ extension NodeController {
                         ? "see `wgplane doctor`, or ask for route mode (bpfEnabled: false)"
                         : "see `wgplane doctor`; bpfEnabled: false asks for route mode"))
         }
-        if chosen.mode == .route, routing == nil { routing = try RouteSteering(stateFolder: options.stateDirectory) }
+        if chosen.mode == .route, routing == nil { routing = try RouteSteering(stateFolder: options.runDirectory) }
         if chosen != mode {
             logger.notice("data plane", metadata: ["mode": "\(chosen.mode.rawValue)", "reason": "\(chosen.reason)"])
             mode = chosen
@@ -64,22 +64,29 @@ extension NodeController {
         return (ModeDecision(mode: .ebpf, reason: "this kernel can"), false)
     }
 
+    /// How long until programs that could not be loaded are tried again.
+    private static let programsPatience = Duration.seconds(60)
+
     /// Loads the programs, if they are not, with the attachment that is asked for. Returns why that cannot be.
     private func loadPrograms(_ plan: NodePlan, _ problems: inout [Problem]) -> String? {
         let attachment = plan.settings.attachment
         var mechanism: AttachmentMechanism
         do {
-            mechanism = try EBPFSteering.mechanism(attachment)
+            mechanism = try attachment == .auto ? automaticMechanism : EBPFSteering.mechanism(attachment)
         } catch {
             problems.append(
                 Problem(
                     resource: "FelixConfiguration", field: "spec.bpfAttachType", value: attachment.rawValue,
                     message: "cannot be had (\(error)), and programs are attached as the kernel can",
                     remedy: "set it to Auto or TC"))
-            mechanism = AttachmentMechanism.probe()
+            mechanism = automaticMechanism
         }
         if let steering, steering.mechanism == mechanism { return nil }
-        if steering == nil, let failure = programsFailure, failure.attachment == attachment { return failure.reason }
+        if steering == nil, let failure = programsFailure, failure.attachment == attachment,
+            failure.at > .now - Self.programsPatience
+        {
+            return failure.reason
+        }
         do {
             // What is attached by the other mechanism goes when these are in place.
             steering = try EBPFSteering(layout: options.layout, mechanism: mechanism)
@@ -88,38 +95,63 @@ extension NodeController {
         } catch {
             if steering != nil { return nil }
             // What an earlier agent has in place steers until routes do.
-            programsFailure = ("\(error)", attachment)
+            programsFailure = ("\(error)", attachment, .now)
             return "\(error)"
         }
     }
 
     /// Makes the data plane what the plan says: the chosen one first; the other one goes when that is
-    /// whole, and is kept right until then.
-    func steer(_ wanted: SteeringPlan) throws -> [Problem] {
+    /// whole, and is kept right until then. What one cannot do keeps none of the rest from being done.
+    func steer(_ wanted: SteeringPlan) -> [Problem] {
         var problems: [Problem] = []
+        func attempt(_ what: String, _ body: () throws -> [Problem]) -> Bool {
+            do {
+                problems += try body()
+                return true
+            } catch {
+                var problem = Self.problem(of: error)
+                if problem.resource == "Agent" { problem.field = what }
+                problems.append(problem)
+                return false
+            }
+        }
+        // Nothing goes while a family's devices cannot be looked at: the new way may not have them.
+        let isWhole = wanted.preserved.isEmpty
         switch mode.mode {
         case .ebpf:
-            problems += try steering?.apply(wanted) ?? []
-            if steering?.isSettled == true, mayHaveRoutes {
-                try RouteSteering.removeAll(stateFolder: options.stateDirectory, keepsFirewall: true)
-                routing = nil
-                mayHaveRoutes = false
-                firewall = HostFirewall()
-            } else {
-                problems += try routing?.apply(wanted) ?? []
-            }
-            if routing == nil, let plan = wanted.routing { problems += try letIn(plan) }
+            let done = attempt("programs") { try steering?.apply(wanted) ?? [] }
             mayHavePrograms = true
+            if done, isWhole, steering?.isSettled == true, mayHaveRoutes {
+                let gone = attempt("routes") {
+                    try RouteSteering.removeAll(stateFolder: options.runDirectory, keepsFirewall: true)
+                    return []
+                }
+                if gone {
+                    routing = nil
+                    mayHaveRoutes = false
+                    firewall = HostFirewall()
+                }
+            } else if routing != nil {
+                _ = attempt("routes") { try routing?.apply(wanted) ?? [] }
+            }
+            if !mayHaveRoutes, let plan = wanted.routing { _ = attempt("firewall") { try letIn(plan) } }
         case .route:
-            problems += try routing?.apply(wanted) ?? []
+            let done = attempt("routes") { try routing?.apply(wanted) ?? [] }
             firewall = HostFirewall()
             mayHaveRoutes = true
-            if routing?.isSettled == true, mayHavePrograms {
-                if options.layout.exists { try EBPFSteering.removeAll(layout: options.layout, keepsLock: true) }
-                steering = nil
-                mayHavePrograms = false
-            } else {
-                problems += try steering?.apply(wanted) ?? []
+            if done, isWhole, routing?.isSettled == true, mayHavePrograms {
+                let gone = attempt("programs") {
+                    if options.layout.isAnyVersionThere {
+                        try EBPFSteering.removeAll(layout: options.layout, keepsLock: true)
+                    }
+                    return []
+                }
+                if gone {
+                    steering = nil
+                    mayHavePrograms = false
+                }
+            } else if steering != nil {
+                _ = attempt("programs") { try steering?.apply(wanted) ?? [] }
             }
         case .disabled: break
         }
@@ -134,7 +166,10 @@ extension NodeController {
                     remedy: "see `wgplane doctor`"))
         }
         if mode.mode == .route, wanted.guardPlan == nil, steering == nil, !mayHavePrograms, options.layout.exists {
-            try options.layout.remove()
+            _ = attempt("pins") {
+                try options.layout.remove()
+                return []
+            }
         }
         return problems
     }

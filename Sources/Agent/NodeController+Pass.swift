@@ -33,7 +33,7 @@ extension NodeController {
         let facts = try KernelFacts(route)
         let uplinks = uplinks(plan, facts, &problems)
         // Before a device changes its port or mark, the data plane takes the old and the new.
-        if beginChanges(plan, now) { _ = try steer(try steeringPlan(plan, facts, uplinks)) }
+        if beginChanges(plan, now) { _ = steer(try steeringPlan(plan, facts, uplinks)) }
         for family in families.keys.sorted() {
             guard let backend else { break }
             settle(family, &problems) {
@@ -53,7 +53,7 @@ extension NodeController {
         let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
         // Kept first: what is promised now holds after a crash and a reboot too.
         keepGuardState(wanted.guardPlan, plan, &problems)
-        problems += try steer(wanted)
+        problems += steer(wanted)
         noteEarlierFilters(plan, uplinks + facts.overlays(excluding: deviceNames), &problems)
         for family in families.keys.sorted() where !unsettled.contains(family) {
             guard let backend else { break }

@@ -74,15 +74,20 @@ extension NodeController {
     /// Leaves nothing behind: programs, maps, devices, annotations, the device's address.
     func tearDown(_ plan: NodePlan) async throws {
         if !hasCleaned {
-            try RouteSteering.removeAll(stateFolder: options.stateDirectory)
-            routing = nil
-            if options.layout.exists { try EBPFSteering.removeAll(layout: options.layout) }
+            // Each step is made, whatever another one says; the pass is made again until all are done.
+            var failure: (any Error)?
+            func step(_ body: () throws -> Void) { do { try body() } catch { failure = failure ?? error } }
+            step { if options.layout.isAnyVersionThere { try EBPFSteering.removeAll(layout: options.layout) } }
             steering = nil
             lock.forget()
+            step { try RouteSteering.removeAll(stateFolder: options.runDirectory) }
+            routing = nil
             firewall = HostFirewall()
-            for name in try DeviceManager.ownDevices(session(), named: plan.settings.deviceNames) {
-                try BackendSelection.delete(device: name)
-            }
+            // Felix's own device is not ours, though it has the name.
+            let names = plan.isBesideCalicoNode ? [] : plan.settings.deviceNames
+            let devices = try DeviceManager.ownDevices(session(), named: names)
+            for name in devices { step { try BackendSelection.delete(device: name) } }
+            if let failure { throw failure }
             try GuardState.remove(options.stateDirectory)
             guardState = nil
             backend = nil

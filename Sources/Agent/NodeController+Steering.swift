@@ -33,6 +33,11 @@ extension NodeController {
         result.config.oldFirewallMark = formerMark?.mark ?? 0
         configure(&result.config, plan)
         result.routing = routingPlan(plan)
+        let pools = plan.ipv4.routes.merging(plan.ipv6.routes) { own, _ in own }.filter { $0.value == .pool }.keys
+        result.routing?.localAddresses = Set(
+            facts.hostRoutes.filter { route in
+                !devices.contains(facts.link(route.value)?.name ?? "") && pools.contains { $0.contains(route.key) }
+            }.keys)
         result.preserved = snapshot?.isComplete == true ? unsettled : Set(AddressFamily.allCases)
         for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {

@@ -45,7 +45,9 @@ public actor NodeController {
     var mayHaveRoutes = true
     var mayHavePrograms = true
     /// Why the programs could not be loaded, and the settings with which that was tried.
-    var programsFailure: (reason: String, attachment: AttachmentChoice)?
+    var programsFailure: (reason: String, attachment: AttachmentChoice, at: ContinuousClock.Instant)?
+    /// What this kernel has, probed once.
+    lazy var automaticMechanism = AttachmentMechanism.probe()
     /// The settings in force, which hold for fields that cannot be read.
     var inForce: Settings?
     /// Firewall mark that the devices had before, until it is forgotten.
@@ -133,6 +135,9 @@ public actor NodeController {
         firewall.resync()
         routing?.resyncFirewall()
     }
+
+    /// The kernel has told of a change of links, addresses, routes or rules, perhaps ours.
+    func networkChanged() { routing?.resyncTable() }
 
     func receive(_ event: DatastoreEvent) {
         switch event {

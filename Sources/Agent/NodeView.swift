@@ -108,12 +108,15 @@ public struct NodeView: Sendable {
     }
 
     private func removeAll(_ devices: [String]) throws {
-        try RouteSteering.removeAll(stateFolder: options.stateDirectory)
-        try EBPFSteering.removeAll(layout: options.layout)
+        var failure: (any Error)?
+        func step(_ body: () throws -> Void) { do { try body() } catch { failure = failure ?? error } }
+        step { try EBPFSteering.removeAll(layout: options.layout) }
+        step { try RouteSteering.removeAll(stateFolder: options.runDirectory) }
         for name in try DeviceManager.ownDevices(RouteSession(), named: devices) {
-            try BackendSelection.delete(device: name)
+            step { try BackendSelection.delete(device: name) }
         }
-        try GuardState.remove(options.stateDirectory)
+        step { try GuardState.remove(options.stateDirectory) }
         try? removeFolder(options.stateDirectory)
+        if let failure { throw failure }
     }
 }

@@ -25,14 +25,13 @@ struct NodeCondition: Sendable, Equatable {
             return node[["status", "conditions"]] = conditions.isEmpty ? nil : .array(conditions)
         }
         let status = condition.isTrue ? "True" : "False"
-        var value = ManifestValue.object([
-            "type": .string(type), "status": .string(status), "reason": .string(condition.reason),
-            "message": .string(condition.message),
-        ])
-        let before = index.map { conditions[$0] }
-        value["lastTransitionTime"] =
-            before?["status"]?.stringValue == status
-            ? before?["lastTransitionTime"] : .string(Date.now.formatted(.iso8601))
+        // In the object that is there, whose other fields and order are somebody's.
+        var value = index.map { conditions[$0] } ?? .object(["type": .string(type)])
+        if value["status"]?.stringValue != status {
+            value["lastTransitionTime"] = .string(Date.now.formatted(.iso8601))
+        }
+        for (name, text) in [("status", status), ("reason", condition.reason), ("message", condition.message)]
+        where value[name]?.stringValue != text { value[name] = .string(text) }
         if let index { conditions[index] = value } else { conditions.append(value) }
         node[["status", "conditions"]] = .array(conditions)
     }

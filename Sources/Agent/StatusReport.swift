@@ -110,3 +110,30 @@ public struct StatusReport: Sendable, Codable, Equatable {
         try replaceFile(Self.path(runDirectory: runDirectory), with: Array(try encoder.encode(self)), mode: 0o600)
     }
 }
+
+extension StatusReport {
+    /// Reads one of an earlier version too: what it does not tell is as it begins.
+    public init(from decoder: any Decoder) throws {
+        let fields = try decoder.container(keyedBy: CodingKeys.self)
+        func word(_ key: CodingKeys) throws -> String { try fields.decodeIfPresent(String.self, forKey: key) ?? "" }
+        self.init(
+            node: try fields.decode(String.self, forKey: .node),
+            process: try fields.decode(Int32.self, forKey: .process), mode: try word(.mode),
+            modeReason: try word(.modeReason), datastore: try word(.datastore),
+            datastoreState: try word(.datastoreState), routeSource: try word(.routeSource),
+            backend: try word(.backend), attachment: try word(.attachment), steeringPath: try word(.steeringPath),
+            steeringPathReason: try word(.steeringPathReason),
+            attachments: try fields.decodeIfPresent([Attachment].self, forKey: .attachments) ?? [],
+            problems: try fields.decodeIfPresent([Problem].self, forKey: .problems) ?? [])
+        schema = try fields.decodeIfPresent(Int.self, forKey: .schema) ?? 1
+        strictMode = try fields.decodeIfPresent(Bool.self, forKey: .strictMode) ?? false
+        hostEncryption = try fields.decodeIfPresent(Bool.self, forKey: .hostEncryption) ?? false
+        ipv4 = try fields.decodeIfPresent(Family.self, forKey: .ipv4)
+        ipv6 = try fields.decodeIfPresent(Family.self, forKey: .ipv6)
+        routeTable = try fields.decodeIfPresent(UInt32.self, forKey: .routeTable) ?? 0
+        firewall = try word(.firewall)
+        firewallExceptions = try fields.decodeIfPresent([String].self, forKey: .firewallExceptions) ?? []
+        settings = try fields.decodeIfPresent([SettingValue].self, forKey: .settings) ?? []
+        work = try fields.decodeIfPresent(Work.self, forKey: .work) ?? Work()
+    }
+}

@@ -21,6 +21,9 @@ public struct PinLayout: Sendable, Hashable {
     /// A link's pin bears hook and device.
     public func link(hook: Hook, interface: UInt32) -> String { "\(links)/\(hook.name)-\(interface)" }
 
+    /// Whether something of any version is there.
+    public var isAnyVersionThere: Bool { !versions.isEmpty }
+
     /// Whether something of this version is there.
     public var exists: Bool { fileExists(folder) }
 

@@ -176,6 +176,7 @@ public struct FieldReader {
     public mutating func list(_ name: String) -> [String]? {
         guard let found = field(name) else { return nil }
         if isText, case .string(let text) = found {
+            if text == "none" { return [] }
             return text.split(separator: ",").map { $0.trimmingPrefix(" ").description }
         }
         guard case .array = found else {

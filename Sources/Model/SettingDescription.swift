@@ -167,7 +167,7 @@ public struct SettingDescription: Sendable, Hashable {
             "wireguardHostExemptPorts", .dataplaneConfiguration, \.hostExemptPorts,
             "at most \(Settings.maximumExemptPorts) of PROTOCOL:PORT or PROTOCOL:FIRST:LAST",
             "what stays in clear between nodes under host encryption. eBPF mode",
-            text: { $0.map(\.description).joined(separator: ",") }),
+            text: { $0.isEmpty ? "none" : $0.map(\.description).joined(separator: ",") }),
         SettingDescription(
             "wireguardFirewallMark", .dataplaneConfiguration, \.firewallMark,
             "a number other than 0, without the bits 0x3000", "mark of WireGuard's own packets",

@@ -264,11 +264,11 @@ public final class NetlinkEvents: Sendable {
         readiness = ReadinessEvents(socket, label: "netlink-events")
     }
 
-    /// Links, addresses and routes of both families, and filters.
+    /// Links, addresses, routes and rules of both families, and filters.
     public static let nodeGroups: [Int32] = [
         Int32(RTNLGRP_LINK.rawValue), Int32(RTNLGRP_IPV4_IFADDR.rawValue), Int32(RTNLGRP_IPV6_IFADDR.rawValue),
         Int32(RTNLGRP_IPV4_ROUTE.rawValue), Int32(RTNLGRP_IPV6_ROUTE.rawValue),
-        Int32(RTNLGRP_TC.rawValue),
+        Int32(RTNLGRP_IPV4_RULE.rawValue), Int32(RTNLGRP_IPV6_RULE.rawValue), Int32(RTNLGRP_TC.rawValue),
     ]
 
     /// One element when there is something to drain.

@@ -25,6 +25,8 @@ public struct EBPFSteering: SteeringBackend {
     private var sources = Reconciler<AllowedSource, Bool>()
     private var interfaces = Reconciler<UInt32, Bool>()
     private var config: DataplaneConfig?
+    /// As devices are called now.
+    fileprivate var names: [UInt32: String] = [:]
     /// What earlier agents have left that this one does not use is gone.
     private var hasSwept = false
 
@@ -100,7 +102,7 @@ public struct EBPFSteering: SteeringBackend {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
         applyHooks(plan)
-        if hooks.errors.isEmpty {
+        if hooks.errors.isEmpty, plan.preserved.isEmpty {
             wantedConfig.isClsact = mechanism == .clsact
             try write(wantedConfig)
             removeStrayLinks(plan)
@@ -261,6 +263,7 @@ public struct EBPFSteering: SteeringBackend {
     private mutating func applyHooks(_ plan: SteeringPlan) {
         var wanted: [HookPoint: UInt32] = [:]
         for point in plan.hooks { wanted[point] = programIdentifier(point) }
+        names = Dictionary(plan.hooks.map { ($0.interface, $0.device) }, uniquingKeysWith: { first, _ in first })
         var programs = programs
         let view = self
         hooks.update(to: wanted) { point, _ in
@@ -356,7 +359,7 @@ public struct EBPFSteering: SteeringBackend {
             }
         }
         if keepsLock {
-            try layout.remove(except: SecondLock.maps)
+            try layout.remove(except: SecondLock.maps + ["counters"])
         } else {
             try SecondLock.disarm(layout: layout)
             try layout.remove()
@@ -371,5 +374,5 @@ public struct EBPFSteering: SteeringBackend {
 
 extension EBPFSteering {
     /// The hooks that are in place.
-    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted() }
+    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted().map { $0.named(by: names) } }
 }

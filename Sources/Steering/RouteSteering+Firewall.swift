@@ -23,18 +23,20 @@ extension RouteSteering {
                     .masquerade(ports: nil)))
         }
         if plan.config.encryptsHosts {
-            // What comes in clear from an address that the table leads into the tunnel: the reverse path
-            // is looked up with the mark.
+            // WireGuard's own packets come from addresses that the table leads into the tunnel: their reverse
+            // path is looked up with the mark.
             let mark = plan.config.firewallMark | plan.config.oldFirewallMark
             let text = "0x" + String(mark, radix: 16)
-            var rules = [FirewallRule("wgplane: no mark from lo", [.input("lo")], .leave)]
-            for name in routing.devices.values.flatMap(\.names).sorted() {
-                rules.append(FirewallRule("wgplane: no mark from \(name)", [.input(name)], .leave))
+            for uplink in Set(plan.hooks.filter { $0.hook == .toUplink }.map(\.device)).sorted() {
+                for (family, device) in routing.devices.sorted(by: { $0.key < $1.key }) {
+                    for port in [device.listeningPort, device.otherPort] where port != 0 {
+                        chains[.prerouting, default: []].append(
+                            FirewallRule(
+                                "wgplane: mark \(text) from \(uplink), \(family) port \(port)",
+                                [.input(uplink), .family(family), .transport(17), .destinationPort(port)], .mark(mark)))
+                    }
+                }
             }
-            for prefix in routing.podPrefixes {
-                rules.append(FirewallRule("wgplane: no mark from \(prefix)+", [.inputPrefix(prefix)], .leave))
-            }
-            chains[.prerouting, default: []] += rules + [FirewallRule("wgplane: mark \(text)", [], .mark(mark))]
         }
         return chains
     }

@@ -39,6 +39,11 @@ public struct RouteSteering: SteeringBackend {
     private var settings: KernelSettings
     private let session: RouteSession
     private var isStale = true
+    private var isTableStale = false
+    /// As they were when they could last be looked at.
+    private var lastDevices: [AddressFamily: RoutingPlan.Device] = [:]
+    /// The table is one that the plan allows.
+    private var hasTable = false
     /// Nodes' own addresses are, or were a moment ago, in the table.
     private var encryptedHosts = false
 
@@ -55,12 +60,15 @@ public struct RouteSteering: SteeringBackend {
         firewall.resync()
     }
 
+    /// Looks again at our rules and our table with the next `apply`: the kernel has told of a change of some.
+    public mutating func resyncTable() { isTableStale = true }
+
     public var nextRetry: ContinuousClock.Instant? {
         [routes.nextRetry, rules.nextRetry, firewall.nextRetry].compactMap { $0 }.min()
     }
 
     /// Whether all is in place that the last plan asked for.
-    public var isSettled: Bool { routes.errors.isEmpty && rules.errors.isEmpty && firewall.isSettled }
+    public var isSettled: Bool { table != 0 && hasTable && isRouted && firewall.isSettled }
 
     /// Which firewall holds our rules, for status.
     public var firewallKind: String { firewall.kind?.rawValue ?? "" }
@@ -68,26 +76,29 @@ public struct RouteSteering: SteeringBackend {
 
     public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
         guard let routing = plan.routing else { return [] }
-        if isStale || !routing.tables.contains(where: { $0.contains(table) }) { try look(routing) }
+        if isStale || !hasTable || !routing.tables.contains(where: { $0.contains(table) }) { try look(routing) }
+        if isTableStale { try lookAtTable() }
         var problems: [Problem] = []
-        if table == 0 {
+        if !hasTable {
             problems.append(
                 Problem(
                     resource: "FelixConfiguration", field: "spec.routeTableRanges",
                     value: routing.tables.map { "\($0.lowerBound)-\($0.upperBound)" }.joined(separator: ","),
-                    message: "has no table that is empty, so nothing is steered in route mode",
+                    message: "has no table that is empty"
+                        + (table == 0 ? ", so nothing is steered in route mode" : ", so table \(table) is kept"),
                     remedy: "name other tables, or empty one"))
-            return problems
+            if table == 0 { return problems }
         }
         // What lets nodes' own packets come in while they are routed into the tunnel is there before, and goes
         // after.
-        if plan.config.encryptsHosts { try admitHosts(true, plan) }
+        try loosenFilters(plan)
+        if plan.config.encryptsHosts { try settings.set(Self.validMark, "1") }
         let words = [applyFirewall(plan, routing, keepsHosts: encryptedHosts)]
         applyRoutes(plan)
         if routes.errors.isEmpty { applyRules(plan, routing) }
         if encryptedHosts, !plan.config.encryptsHosts, isRouted {
+            try settings.set(Self.validMark, nil)
             encryptedHosts = false
-            try admitHosts(false, plan)
         }
         encryptedHosts = encryptedHosts || plan.config.encryptsHosts
         for words in (words + [applyFirewall(plan, routing, keepsHosts: encryptedHosts)]).compactMap({ $0 }).prefix(1) {
@@ -107,21 +118,24 @@ public struct RouteSteering: SteeringBackend {
     ) -> String? {
         var kept = plan
         kept.config.encryptsHosts = plan.config.encryptsHosts || keepsHosts
-        return firewall.apply(Self.chains(kept, routing), exceptions: routing.makesExceptions)
+        var devices = routing.devices
+        for family in plan.preserved where devices[family] == nil { devices[family] = lastDevices[family] }
+        lastDevices = devices
+        var full = routing
+        full.devices = devices
+        return firewall.apply(Self.chains(kept, full), exceptions: routing.makesExceptions)
     }
 
-    /// The reverse path of what nodes send in WireGuard's packets leads, by our table, into the tunnel: it is
-    /// looked up with the mark instead. ARP has no marks, so that a strict filter on the uplinks (1)
-    /// would refuse to answer the other nodes: there it is loose (2) meanwhile.
-    private mutating func admitHosts(_ isOn: Bool, _ plan: SteeringPlan) throws {
-        try settings.set("net/ipv4/conf/all/src_valid_mark", isOn ? "1" : nil)
+    private static let validMark = "net/ipv4/conf/all/src_valid_mark"
+
+    /// What comes in clear from an address that our table leads into the tunnel, of a peer that does not
+    /// encrypt yet, or of a node's own under host encryption, has its reverse path there. For WireGuard's
+    /// packets that is looked up with the mark; ARP has none, so that a strict filter on the uplinks (1)
+    /// would refuse to answer other nodes: there it is loose (2).
+    private mutating func loosenFilters(_ plan: SteeringPlan) throws {
         let isStrict = KernelSettings.value("net/ipv4/conf/all/rp_filter") == "1"
         for name in Set(plan.hooks.filter { $0.hook == .toUplink }.map(\.device)) {
             let setting = "net/ipv4/conf/\(name)/rp_filter"
-            guard isOn else {
-                try settings.set(setting, nil)
-                continue
-            }
             let own = KernelSettings.value(setting)
             if own == "1" || own == "0" && isStrict { try settings.set(setting, "2") }
         }
@@ -140,21 +154,23 @@ public struct RouteSteering: SteeringBackend {
                     taken.insert(route.table)
                     continue
                 }
-                let way: Way = route.type == 9 ? .onward : route.type == 6 ? .nowhere : .device(route.index)
-                ours[route.table, default: [:]][route.destination] = way
+                ours[route.table, default: [:]][route.destination] = Self.way(route)
             }
             for rule in try session.rules(family) {
-                if Self.isOurs(rule) { present[rule] = true } else if !rule.hasMore { taken.insert(rule.table) }
+                if Self.isOurs(rule) { present[rule] = true } else if rule.table != table { taken.insert(rule.table) }
             }
         }
         let allowed = routing.tables
         func isAllowed(_ table: UInt32) -> Bool { allowed.contains { $0.contains(table) } }
         let candidates = ours.keys.sorted().filter(isAllowed)
         let before = table
-        table =
-            candidates.contains(table)
+        let found =
+            candidates.contains(table) && !taken.contains(table)
             ? table
-            : candidates.first ?? allowed.lazy.flatMap { $0 }.first { !taken.contains($0) } ?? 0
+            : candidates.first { !taken.contains($0) } ?? allowed.lazy.flatMap { $0 }.first { !taken.contains($0) }
+        // Where there is no other, the one that steers now goes on.
+        hasTable = found != nil
+        table = found ?? table
         routes.adopt(ours[table] ?? [:])
         // Rules that look our table up are ours to judge, whoever made them.
         for family in AddressFamily.allCases {
@@ -164,6 +180,28 @@ public struct RouteSteering: SteeringBackend {
         stale = Set(ours.keys).subtracting([table])
         if before != 0, before != table { stale.insert(before) }
         isStale = false
+        isTableStale = false
+    }
+
+    /// Reads our table and the rules; what is in others stays as it is believed to be.
+    private mutating func lookAtTable() throws {
+        var present: [CIDR: Way] = [:]
+        var found: [RoutingRule: Bool] = [:]
+        for family in AddressFamily.allCases {
+            for route in try session.routes(family, table: table) where route.origin == Self.origin {
+                present[route.destination] = Self.way(route)
+            }
+            for rule in try session.rules(family) where Self.isOurs(rule) || rule.table == table && !rule.hasMore {
+                found[rule] = true
+            }
+        }
+        routes.adopt(present)
+        rules.adopt(found)
+        isTableStale = false
+    }
+
+    private static func way(_ route: Route) -> Way {
+        route.type == 9 ? .onward : route.type == 6 ? .nowhere : .device(route.index)
     }
 
     /// Tables that we have routes in and use no more.
@@ -174,7 +212,11 @@ public struct RouteSteering: SteeringBackend {
     // MARK: Routes and rules
 
     private mutating func applyRoutes(_ plan: SteeringPlan) {
-        let wanted = Self.ways(plan)
+        var wanted = Self.ways(plan)
+        // Of a family whose device cannot be looked at now all stays.
+        for (cidr, way) in routes.applied where plan.preserved.contains(cidr.family) {
+            wanted[cidr] = wanted[cidr] ?? way
+        }
         let session = session
         let table = table
         routes.update(to: wanted) { try session.replaceRoute(Self.route($0, $1, table)) }
@@ -194,7 +236,7 @@ public struct RouteSteering: SteeringBackend {
         for (cidr, target) in plan.routes {
             switch target {
             // What nobody has, and has no other way: promised all the same.
-            case .pool: if plan.config.isStrict { wanted[cidr] = .nowhere }
+            case .pool: if plan.config.isStrict { wanted[cidr] = wanted[cidr] ?? .nowhere }
             case .local: wanted[cidr] = .onward
             case .peer(let key):
                 guard let peer = plan.peers[key] else {
@@ -207,6 +249,12 @@ public struct RouteSteering: SteeringBackend {
                     let isPromised = plan.config.isStrict && peer.action != .exempt && !nodes.contains(cidr)
                     wanted[cidr] = isPromised ? .nowhere : .onward
                 }
+            }
+        }
+        // A pod here of whose address no resource tells yet is here all the same.
+        if plan.config.isStrict {
+            for address in plan.routing?.localAddresses ?? [] where wanted[CIDR(host: address)] == nil {
+                wanted[CIDR(host: address)] = .onward
             }
         }
         return wanted
@@ -228,6 +276,7 @@ public struct RouteSteering: SteeringBackend {
                     family: family, priority: routing.priority, table: table, mark: marks[0], mask: marks[0],
                     isInverted: true, origin: Self.origin)] = true
         }
+        for rule in rules.applied.keys where plan.preserved.contains(rule.family) { wanted[rule] = true }
         let session = session
         rules.update(to: wanted) { rule, _ in try session.addRule(rule) }
         rules.prune(to: wanted) { try session.deleteRule($0) }

@@ -12,6 +12,8 @@ public struct RoutingPlan: Sendable, Hashable {
     public var devices: [AddressFamily: Device]
     /// How pods' devices are named.
     public var podPrefixes: [String]
+    /// That the kernel routes to a device of this node, inside pools.
+    public var localAddresses: Set<IPAddress> = []
     /// The node's firewall gets exceptions where it would drop WireGuard's packets.
     public var makesExceptions: Bool
 

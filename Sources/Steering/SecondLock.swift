@@ -32,6 +32,8 @@ public struct SecondLock {
     private var points = Reconciler<HookPoint, UInt32>()
     private let table: GuardTable
     private let vxlanPorts: [UInt16]
+    /// As devices are called now.
+    private var names: [UInt32: String] = [:]
     /// Filters at devices that are uplinks no more are gone.
     private var hasSwept = false
 
@@ -65,6 +67,7 @@ public struct SecondLock {
         let table = table
         prefixes.update(to: plan.prefixes) { try table.update($0, $1) }
         if !plan.isPartial { prefixes.prune(to: plan.prefixes) { try table.delete($0) } }
+        names = Dictionary(uplinks.map { ($0.interface, $0.device) }, uniquingKeysWith: { first, _ in first })
         var wanted: [HookPoint: UInt32] = [:]
         for point in uplinks {
             wanted[point] =
@@ -90,7 +93,7 @@ public struct SecondLock {
     }
 
     var nextRetry: ContinuousClock.Instant? { [prefixes.nextRetry, points.nextRetry].compactMap { $0 }.min() }
-    var attachedPoints: [HookPoint] { points.applied.keys.sorted() }
+    var attachedPoints: [HookPoint] { points.applied.keys.sorted().map { $0.named(by: names) } }
 
     /// Takes it away, wherever it is.
     public static func disarm(layout: PinLayout) throws {

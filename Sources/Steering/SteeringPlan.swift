@@ -62,7 +62,24 @@ public struct HookPoint: Sendable, Hashable, Comparable {
     }
 
     public static func < (a: Self, b: Self) -> Bool {
-        (a.interface, a.hook.rawValue, a.device) < (b.interface, b.hook.rawValue, b.device)
+        (a.interface, a.hook.rawValue) < (b.interface, b.hook.rawValue)
+    }
+
+    /// Whatever the device is called now.
+    public static func == (a: Self, b: Self) -> Bool {
+        (a.interface, a.hook, a.isEthernet) == (b.interface, b.hook, b.isEthernet)
+    }
+
+    func named(by names: [UInt32: String]) -> HookPoint {
+        var point = self
+        point.device = names[interface] ?? device
+        return point
+    }
+
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(interface)
+        hasher.combine(hook)
+        hasher.combine(isEthernet)
     }
 }
 

@@ -352,7 +352,7 @@ struct FelixTests {
                     }
                 }
                 let chain = try await shell(lab, "node1", "nft list chain inet wgplane prerouting")
-                #expect(chain.contains("iifname \"cali*\"") && chain.contains("| 0x20000000"), "\(chain)")
+                #expect(chain.contains("iifname \"eth0\"") && chain.contains("| 0x20000000"), "\(chain)")
                 let valid = try await shell(lab, "node1", "cat /proc/sys/net/ipv4/conf/all/src_valid_mark")
                 #expect(valid.hasPrefix("1"))
             }
