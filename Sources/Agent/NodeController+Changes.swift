@@ -19,7 +19,10 @@ extension NodeController {
         if let former = formerMark, former.until <= now { formerMark = nil }
         for (family, state) in families {
             if let former = state.formerPort, former.until <= now { families[family]?.formerPort = nil }
-            guard let device = state.device else { continue }
+            guard let device = state.device else {
+                noteEarlier(family, state, plan, now)
+                continue
+            }
             if state.deviceName != state.settings.interfaceName { begins = true }
             if device.listeningPort != 0, device.listeningPort != state.settings.listeningPort {
                 families[family]?.formerPort = (device.listeningPort, now + Self.changeTime)
@@ -31,6 +34,19 @@ extension NodeController {
             }
         }
         return begins
+    }
+
+    /// A device that an earlier agent has made, which is about to be looked at: what it has now is the former.
+    private func noteEarlier(
+        _ family: AddressFamily, _ state: FamilyState, _ plan: NodePlan, _ now: ContinuousClock.Instant
+    ) {
+        guard let (_, found) = try? BackendSelection.state(device: state.deviceName) else { return }
+        if found.listeningPort != 0, found.listeningPort != state.settings.listeningPort {
+            families[family]?.formerPort = (found.listeningPort, now + Self.changeTime)
+        }
+        if found.firewallMark != 0, found.firewallMark != plan.settings.firewallMark {
+            formerMark = (found.firewallMark, now + Self.changeTime)
+        }
     }
 
     /// The port that a device has, and beside it the one that it had or will have.

@@ -24,6 +24,7 @@ extension NodeController {
         let taken = overhead + plan.cloudOverhead
         state.mtu = state.settings.mtu != 0 ? state.settings.mtu : max(underlay, 1280 + taken) - taken
         let isNew = state.device == nil
+        if isNew, backend.kind == .kernel { try deviceSettings.remember(KernelSettings.sendRedirects) }
         try moveDevice(&state, backend, manager, mtu: state.mtu, mark: plan.settings.firewallMark)
         let device = try manager.ensure(state.settings, mtu: state.mtu, mark: plan.settings.firewallMark)
         if isNew || device.interface != state.device?.interface || device.publicKey != state.device?.publicKey {

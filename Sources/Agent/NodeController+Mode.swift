@@ -39,9 +39,22 @@ extension NodeController {
                         : "see `wgplane doctor`; bpfEnabled: false asks for route mode"))
         }
         if chosen.mode == .route, routing == nil { routing = try RouteSteering(stateFolder: options.runDirectory) }
+        takeOver(chosen.mode, plan)
         if chosen != mode {
             logger.notice("data plane", metadata: ["mode": "\(chosen.mode.rawValue)", "reason": "\(chosen.reason)"])
             mode = chosen
+        }
+    }
+
+    /// A switch that an earlier agent has begun: what is to go is kept right until it does.
+    private func takeOver(_ mode: DataplaneMode, _ plan: NodePlan) {
+        if mode == .route, steering == nil, mayHavePrograms, programsFailure == nil,
+            !options.layout.pinnedLinks().isEmpty
+        {
+            steering = try? EBPFSteering(layout: options.layout, mechanism: .tcx)
+        }
+        if mode == .ebpf, routing == nil, mayHaveRoutes, RouteSteering.isThere() {
+            routing = try? RouteSteering(stateFolder: options.runDirectory)
         }
     }
 

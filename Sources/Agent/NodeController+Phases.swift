@@ -87,6 +87,7 @@ extension NodeController {
             let names = plan.isBesideCalicoNode ? [] : plan.settings.deviceNames
             let devices = try DeviceManager.ownDevices(session(), named: names)
             for name in devices { step { try BackendSelection.delete(device: name) } }
+            step { try deviceSettings.restore() }
             if let failure { throw failure }
             try GuardState.remove(options.stateDirectory)
             guardState = nil

@@ -52,6 +52,8 @@ public actor NodeController {
     var inForce: Settings?
     /// Firewall mark that the devices had before, until it is forgotten.
     var formerMark: (mark: UInt32, until: ContinuousClock.Instant)?
+    /// What the kernel's WireGuard changes of the node's own settings.
+    var deviceSettings: KernelSettings
     /// Threading that was refused, so that it is said once.
     var threadingRefused: Set<String> = []
     /// Peers changed since the start, for status.
@@ -123,6 +125,7 @@ public actor NodeController {
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
         lock = LockKeeper(options.layout)
+        deviceSettings = .ofWireGuard(folder: options.runDirectory)
         publication = Publication(node: options.node, datastore: datastore, logger: logger)
         self.datastore = datastore
         self.logger = logger

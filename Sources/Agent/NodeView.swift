@@ -115,6 +115,10 @@ public struct NodeView: Sendable {
         for name in try DeviceManager.ownDevices(RouteSession(), named: devices) {
             step { try BackendSelection.delete(device: name) }
         }
+        step {
+            var settings = KernelSettings.ofWireGuard(folder: options.runDirectory)
+            try settings.restore()
+        }
         step { try GuardState.remove(options.stateDirectory) }
         try? removeFolder(options.stateDirectory)
         if let failure { throw failure }

@@ -69,7 +69,12 @@ public struct HostFirewall {
         } else if try table.present() != FirewallTable.comments(split.inTables) {
             try table.replace(split.inTables)
         }
-        if let before, before != kind { try Self.removeIptables(before) }
+        // Chains in the other iptables, of a time when the node used that.
+        if before != kind {
+            for other in [FirewallKind.iptablesNFT, .iptablesLegacy] where other != kind {
+                try Self.removeIptables(other)
+            }
+        }
         try placeExceptions(wantsExceptions ? chains : [:])
     }
 
@@ -120,7 +125,7 @@ public struct HostFirewall {
 
     private static func removeIptables(_ kind: FirewallKind) throws {
         guard kind.mayHaveChains(prefix: Iptables.prefix) else { return }
-        for (family, chains) in kind.iptablesChains() {
+        for (family, chains) in kind.iptablesChains() where !chains.isEmpty {
             try Iptables(kind: kind, family: family, chains: chains).remove()
         }
     }
@@ -130,8 +135,6 @@ public struct HostFirewall {
         // A kernel without nfnetlink has neither.
         if let table = try? FirewallTable(FirewallInspection.ownTable) { try table.remove() }
         if let exceptions = try? FirewallExceptions() { try exceptions.set([:]) }
-        // Only where there is something of iptables': asking it makes its tables.
-        let kind = FirewallKind.inUse()
-        if kind != .tables { try removeIptables(kind) }
+        for kind in [FirewallKind.iptablesNFT, .iptablesLegacy] { try removeIptables(kind) }
     }
 }

@@ -5,13 +5,27 @@ internal import SystemDescriptors
 
 /// Settings of the kernel (`/proc/sys`) that are the node's own: what they were is kept in a file until
 /// they are so again.
-struct KernelSettings {
+public struct KernelSettings {
     let folder: String
+    private let file: String
     private var before: [String: String]?
 
-    init(folder: String) { self.folder = folder }
+    /// `file` in `folder` keeps them; no two may share one.
+    public init(folder: String, file: String = "kernel-settings.json") {
+        self.folder = folder
+        self.file = file
+    }
 
-    private var path: String { "\(folder)/kernel-settings.json" }
+    /// That the kernel's WireGuard changes by itself when a device comes up: `wg_open` switches the sending
+    /// of redirects off for the whole network namespace.
+    public static func ofWireGuard(folder: String) -> KernelSettings {
+        KernelSettings(folder: folder, file: "wireguard-settings.json")
+    }
+
+    /// To be remembered of it.
+    public static let sendRedirects = "net/ipv4/conf/all/send_redirects"
+
+    private var path: String { "\(folder)/\(file)" }
 
     private mutating func known() -> [String: String] {
         if let before { return before }
@@ -39,6 +53,14 @@ struct KernelSettings {
         }
     }
 
+    /// Keeps a value that somebody else is about to change.
+    public mutating func remember(_ name: String) throws {
+        var values = known()
+        guard values[name] == nil, let present = Self.value(name) else { return }
+        values[name] = present
+        try keep(values)
+    }
+
     /// Sets a value; nil: as it was before.
     mutating func set(_ name: String, _ wanted: String?) throws {
         var values = known()
@@ -61,7 +83,7 @@ struct KernelSettings {
     var isChanged: Bool { mutating get { !known().isEmpty } }
 
     /// All as they were.
-    mutating func restore() throws {
+    public mutating func restore() throws {
         for name in known().keys { try set(name, nil) }
     }
 }

@@ -319,6 +319,12 @@ public struct RouteSteering: SteeringBackend {
         try settings.restore()
     }
 
+    /// Whether there are rules of ours.
+    public static func isThere() -> Bool {
+        guard let session = try? RouteSession() else { return false }
+        return AddressFamily.allCases.contains { (try? session.rules($0))?.contains(where: isOurs) == true }
+    }
+
     private static func emptyTables(_ session: RouteSession, where isMeant: (UInt32) -> Bool) throws {
         for family in AddressFamily.allCases {
             guard let routes = try? session.routes(family) else { continue }
