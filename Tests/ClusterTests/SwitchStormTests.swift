@@ -150,7 +150,7 @@ struct SwitchStormTests {
             try await lab.wait("strict mode is on") {
                 lab.nodeNames().allSatisfy { lab.status($0)?.strictMode == true }
             }
-            let traffic = try await Traffic.start(lab, interval: 10_000)
+            let traffic = try await Traffic.start(lab, interval: 10_000 * UInt32(Lab.patience))
             let capture = try UnderlayCapture(
                 underlay: lab.place("underlay"), pools: lab.spec.families.map(LabAddresses.pool),
                 ports: [51820, 51821, 28150, 28151])
