@@ -42,7 +42,8 @@ struct DeviceManager {
     }
 
     /// Another device takes a device's place, with its key and peers: as much as can be is made before the
-    /// old one goes. Packets wait in the new one until its peers have shaken hands.
+    /// old one goes. What is steered into the new one waits there until its peers have shaken hands; route
+    /// mode's routes go with the old one, and are made anew in the same pass.
     func replace(
         _ old: String, madeBy maker: any WireGuardBackend, with new: String, mtu: UInt32, mark: UInt32
     ) throws {

@@ -126,7 +126,7 @@ public struct SettingDescription: Sendable, Hashable {
             "what the agent logs of packets: drops (Info), new flows too (Debug); at most 20 a second", text: word),
         SettingDescription(
             "prometheusWireGuardMetricsEnabled", .felixConfiguration, \.offersMetrics, "true, false",
-            "WireGuard's families among the metrics"),
+            "WireGuard's families among the metrics, once there are any"),
         SettingDescription(
             "natPortRange", .felixConfiguration, \.natPorts, "FIRST:LAST", "source ports of the masquerade",
             text: { "\($0.lowerBound):\($0.upperBound)" }),

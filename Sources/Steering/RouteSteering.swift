@@ -11,7 +11,7 @@ internal import SystemDescriptors
 ///
 /// The table holds `PREFIX dev wireguard.cali` for what a peer carries, `throw PREFIX` for this node's own prefixes
 /// and for those that go in clear, and in strict mode `blackhole PREFIX` for what must not. The rule comes when the
-/// routes are there, and goes first.
+/// routes are there, and goes first when all goes.
 public struct RouteSteering: SteeringBackend {
     /// Marks our routes and rules as ours (`RTPROT_…`, no number that `/etc/iproute2/rt_protos` names).
     public static let origin: UInt8 = 0x77

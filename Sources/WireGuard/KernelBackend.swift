@@ -62,31 +62,27 @@ public final class KernelBackend: WireGuardBackend {
         try route.deleteLink(named: device)
     }
 
-    public func state(device: String) throws -> DeviceState? {
-        let messages: [NetlinkAttributes]
+    /// All that the kernel tells of a device; nil when there is none of WireGuard's.
+    private func read(_ device: String) throws(NetlinkError) -> [NetlinkAttributes]? {
         do {
-            messages = try generic.dump("read device \(device)", command: WG_CMD_GET_DEVICE.rawValue) {
+            return try generic.dump("read device \(device)", command: WG_CMD_GET_DEVICE.rawValue) {
                 $0.attribute(WGDEVICE_A_IFNAME.rawValue, text: device)
             }
         } catch {
             if error.errno == ENODEV || error.errno == EOPNOTSUPP { return nil }
             throw error
         }
+    }
+
+    public func state(device: String) throws -> DeviceState? {
+        guard let messages = try read(device) else { return nil }
         var state = DeviceState(name: device, interface: 0, listeningPort: 0, firewallMark: 0, peers: [:])
         for message in messages { WireGuardMessages.merge(message, into: &state) }
         return state
     }
 
     public func privateKey(device: String) throws -> PrivateKey? {
-        let messages: [NetlinkAttributes]
-        do {
-            messages = try generic.dump("read device \(device)", command: WG_CMD_GET_DEVICE.rawValue) {
-                $0.attribute(WGDEVICE_A_IFNAME.rawValue, text: device)
-            }
-        } catch {
-            if error.errno == ENODEV || error.errno == EOPNOTSUPP { return nil }
-            throw error
-        }
+        guard let messages = try read(device) else { return nil }
         for message in messages {
             for attribute in message where UInt32(attribute.type) == WGDEVICE_A_PRIVATE_KEY.rawValue {
                 var bytes = Array(attribute.payload)

@@ -57,14 +57,17 @@ struct CleanupCommand: AsyncParsableCommand {
         commandName: "cleanup", abstract: "Takes away all that agents have left on this node.",
         usage: "wgplane cleanup [options]",
         discussion: """
-            Programs, maps, WireGuard devices and the agent's files; and the Node's annotations and the
-            devices' addresses in the datastore, so that the other nodes send in clear again, as this
-            one does afterwards.
+            Programs, maps, routing rules and routes, rules in the node's firewall, WireGuard devices whatever
+            their names, the kernel's settings as they were, and the agent's files; and the Node's annotations,
+            its condition and the devices' addresses in the datastore, so that the other nodes send in clear
+            again, as this one does afterwards.
             """)
 
     @OptionGroup var node: NodeOptions
     @OptionGroup var datastore: DatastoreOptions
-    @Option(help: "WireGuard devices to delete.") var device = ["wireguard.cali", "wg-v6.cali"]
+    @Option(help: "WireGuard devices to delete, beside those that bear the alias wgplane.") var device = [
+        "wireguard.cali", "wg-v6.cali",
+    ]
 
     func run() async throws {
         if let problem = try await NodeView(node.options).cleanUp(devices: device, datastore: datastore.open()) {

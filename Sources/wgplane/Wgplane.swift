@@ -9,7 +9,7 @@ import SystemDescriptors
 struct Wgplane: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "wgplane",
-        abstract: "Encrypts the traffic between pods on different nodes with WireGuard, steered by eBPF.",
+        abstract: "Encrypts the traffic between pods on different nodes with WireGuard, steered by eBPF or by routes.",
         discussion: """
             Exit status: 0 done, 1 failed, 2 wrong use. Errors go to standard error and name the
             resource, the field, the value and the remedy.
