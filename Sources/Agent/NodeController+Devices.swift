@@ -54,8 +54,10 @@ extension NodeController {
             try manager.setAddress(address, interface: device.interface, present: facts.addresses)
         }
         state.device = device
+        let now = ContinuousClock.now
         let received = device.peers.values.reduce(0) { $0 + $1.receivedBytes }
-        if received != state.received.bytes { state.received = (received, .now) }
+        if received != state.received.bytes { state.received = (received, since: now, seen: now) }
+        state.received.seen = now
     }
 
     /// Notes handshakes, and which key carries each node's traffic.
@@ -66,6 +68,10 @@ extension NodeController {
     }
 
     func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {
+        if let state = families[family], let device = state.device, state.peers.isDueAgain(device, now: .now) {
+            families[family]?.device = try backend.state(device: device.name) ?? device
+            observePeers(family, plan, .now)
+        }
         guard var state = families[family], let device = state.device else { return }
         let (changes, stamped) = state.peers.changes(
             device, peerPlans(family, plan), keepAlive: plan.keepAlive, now: .now)
@@ -83,14 +89,15 @@ extension NodeController {
         families[family]?.drainingUntil == nil ? plan[family].peers : drainingPeers(family, plan)
     }
 
-    /// While a family goes, its peers stay as they are, so that what they still send is decrypted.
+    /// While a family goes, its peers stay as they are, so that what they still send is let in and decrypted.
     func drainingPeers(_ family: AddressFamily, _ plan: NodePlan) -> [String: PeerPlan] {
-        guard let device = families[family]?.device else { return [:] }
+        guard let state = families[family], let device = state.device else { return [:] }
         var peers = plan[family].peers
         for (key, peer) in device.peers {
             guard !peers.values.contains(where: { $0.publicKey == key }) else { continue }
-            peers["key \(key)"] = PeerPlan(
-                node: "key \(key)", publicKey: key, endpoint: peer.endpoint, allowedIPs: peer.allowedIPs)
+            let node = state.peers.node(of: key) ?? "key \(key)"
+            peers[node] = PeerPlan(
+                node: node, publicKey: key, endpoint: peer.endpoint, allowedIPs: peer.allowedIPs)
         }
         return peers
     }

@@ -14,7 +14,7 @@ extension NodeController {
         let now = ContinuousClock.now
         unsettled = []
         try adoptEarlier(plan)
-        updatePhases(plan, now, &problems)
+        let goes = updatePhases(plan, now, &problems)
         noteStrictness(plan, &problems)
         guard isActive(plan) else {
             try await tearDown(plan)
@@ -32,8 +32,10 @@ extension NodeController {
         }
         let facts = try KernelFacts(route)
         let uplinks = uplinks(plan, facts, &problems)
-        // Before a device changes its port or mark, the data plane takes the old and the new.
-        if beginChanges(plan, now) { _ = steer(try steeringPlan(plan, facts, uplinks)) }
+        // Before a device changes its port or mark, the data plane takes the old and the new; before one goes,
+        // it is not used any more, however long it takes to look at it.
+        let changes = beginChanges(plan, now)
+        if changes || goes { _ = steer(try steeringPlan(plan, facts, uplinks)) }
         for family in families.keys.sorted() {
             guard let backend else { break }
             settle(family, &problems) {

@@ -11,8 +11,9 @@ internal import WireGuard
 
 /// Which families are on, and what is left when none is.
 extension NodeController {
-    /// Which families are on, which are on their way out, which are gone.
-    func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) {
+    /// Which families are on, which are on their way out, which are gone. Returns whether one begins to go.
+    func updatePhases(_ plan: NodePlan, _ now: ContinuousClock.Instant, _ problems: inout [Problem]) -> Bool {
+        var begins = false
         for family in AddressFamily.allCases {
             if isWanted(family, plan, &problems) {
                 if families[family] == nil { families[family] = FamilyState(settings: plan.settings[family]) }
@@ -21,11 +22,12 @@ extension NodeController {
             } else if let state = families[family] {
                 guard let until = state.drainingUntil else {
                     families[family]?.drainingUntil = now + Self.drainTime
+                    begins = true
                     logger.notice("WireGuard is switched off", metadata: ["family": "\(family)"])
                     continue
                 }
                 // The others must have been told, or they tunnel into nothing.
-                let isSilent = isWithdrawn(family) && now - state.received.at >= Self.drainSilence
+                let isSilent = isWithdrawn(family) && state.silence >= Self.drainSilence
                 guard until <= now, isSilent || until + .seconds(10) <= now else { continue }
                 do {
                     try backend?.delete(device: state.deviceName)
@@ -35,6 +37,7 @@ extension NodeController {
                 }
             }
         }
+        return begins
     }
 
     /// Whether a family is to be on. It takes a word to switch off what is on: a resource that

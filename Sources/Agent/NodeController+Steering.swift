@@ -42,7 +42,7 @@ extension NodeController {
         for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
-            addPeers(family, state, plan[family], device, to: &result)
+            addPeers(family, state, plan[family], peerPlans(family, plan), device, to: &result)
             for (cidr, target) in plan[family].routes {
                 switch target {
                 case .pool: result.routes[cidr] = .pool
@@ -206,15 +206,15 @@ extension NodeController {
     }
 
     func addPeers(
-        _ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan, _ device: DeviceState,
-        to result: inout SteeringPlan
+        _ family: AddressFamily, _ state: FamilyState, _ plan: FamilyPlan, _ peers: [String: PeerPlan],
+        _ device: DeviceState, to result: inout SteeringPlan
     ) {
         for (key, retiring) in state.peers.retiring where !retiring.node.isEmpty {
             result.peers[PeerSlotKey(node: retiring.node, family: family)] = PeerSteering(
                 publicKey: key, endpoints: Set([retiring.endpoint].compactMap { $0 }), action: .draining,
                 lanes: [device.interface])
         }
-        for (name, peer) in plan.peers {
+        for (name, peer) in peers {
             let action = action(for: name, state, plan)
             result.peers[PeerSlotKey(node: name, family: family)] = PeerSteering(
                 publicKey: state.peers.carrier(of: name) ?? peer.publicKey,

@@ -92,8 +92,11 @@ public actor NodeController {
         var settings: DeviceSettings
         /// Nil: on. Otherwise when the device goes.
         var drainingUntil: ContinuousClock.Instant?
-        /// Bytes that the peers have sent, and when that last changed.
-        var received: (bytes: UInt64, at: ContinuousClock.Instant) = (0, .now)
+        /// Bytes that the peers have sent, since when it is that many, and when that was last looked at.
+        var received: (bytes: UInt64, since: ContinuousClock.Instant, seen: ContinuousClock.Instant) =
+            (0, .now, .now)
+        /// How long the peers have been silent, as far as has been looked.
+        var silence: Duration { received.seen - received.since }
         var device: DeviceState?
         var address: IPAddress?
         var mtu: UInt32 = 0
@@ -114,8 +117,8 @@ public actor NodeController {
 
     /// How long a device outlives the word that switches it off, at least; and how long its
     /// peers must have been silent, for they may hear of it late.
-    static let drainTime = Duration.milliseconds(500)
-    static let drainSilence = Duration.milliseconds(300)
+    static let drainTime = Duration.seconds(1)
+    static let drainSilence = Duration.milliseconds(700)
     static let auditPeriod = Duration.seconds(10)
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }

@@ -20,6 +20,8 @@ struct PeerTable: Sendable {
     private var stampedEndpoints: [PublicKey: Endpoint] = [:]
     private var waitingSince: [PublicKey: ContinuousClock.Instant] = [:]
     private var attempts: [PublicKey: Int] = [:]
+    /// Bytes heard from a peer that has not shaken hands, and since when it is that many.
+    private var heard: [PublicKey: (bytes: UInt64, since: ContinuousClock.Instant)] = [:]
     /// Peers that were ready at a device that has been replaced since.
     private var replaced: Set<PublicKey> = []
     /// Peers whose nodes are gone, or have WireGuard no more: kept a moment for what is under way.
@@ -33,6 +35,8 @@ struct PeerTable: Sendable {
 
     static let linger = Duration.milliseconds(300)
     static let courtesy = Duration.milliseconds(150)
+    /// A peer that has just spoken may have a session from our answer, and send on the strength of it.
+    static let quiet = Duration.milliseconds(500)
     /// Ages of a handshake at which it is begun again; afterwards WireGuard's own five seconds do.
     static let beginAgain: [Duration] = [.milliseconds(300), .milliseconds(800), .milliseconds(1800)]
 
@@ -85,6 +89,15 @@ struct PeerTable: Sendable {
         }
         for (key, peer) in device.peers where peer.lastHandshake != nil { ready.insert(key) }
         ready.formIntersection(device.peers.keys)
+        let unheard = device.peers.filter { $0.value.receivedBytes > 0 && !ready.contains($0.key) }
+        heard = unheard.reduce(into: [:]) { result, peer in
+            let bytes = peer.value.receivedBytes
+            if let before = heard[peer.key], before.bytes == bytes {
+                result[peer.key] = before
+            } else {
+                result[peer.key] = (bytes, now)
+            }
+        }
         for (node, peer) in plan {
             retiring[peer.publicKey] = nil
             let carrier = carriers[node]
@@ -178,18 +191,28 @@ struct PeerTable: Sendable {
     /// When a handshake that this side has begun is lost, or met one from the other side, the
     /// peer is made anew, which begins another at once.
     private mutating func keysToBeginAgain(_ device: DeviceState, _ now: ContinuousClock.Instant) -> Set<PublicKey> {
-        guard let own = device.publicKey else { return [] }
         attempts = attempts.filter { waitingSince[$0.key] != nil && !ready.contains($0.key) }
-        var result: Set<PublicKey> = []
-        for (key, since) in waitingSince
-        where (own < key || replaced.contains(key)) && !ready.contains(key) && device.peers[key] != nil {
-            let attempt = attempts[key] ?? 0
-            guard attempt < Self.beginAgain.count, now - since >= Self.beginAgain[attempt] else { continue }
-            attempts[key] = attempt + 1
-            result.insert(key)
-        }
+        let result = keysDueAgain(device, now)
+        for key in result { attempts[key, default: 0] += 1 }
         return result
     }
+
+    private func keysDueAgain(_ device: DeviceState, _ now: ContinuousClock.Instant) -> Set<PublicKey> {
+        guard let own = device.publicKey else { return [] }
+        return Set(
+            waitingSince.filter { key, since in
+                guard own < key || replaced.contains(key), !ready.contains(key), device.peers[key] != nil else {
+                    return false
+                }
+                if let heard = heard[key], now - heard.since < Self.quiet { return false }
+                let attempt = attempts[key] ?? 0
+                return attempt < Self.beginAgain.count && now - since >= Self.beginAgain[attempt]
+            }.keys)
+    }
+
+    /// Whether `changes` would make a peer anew: look at the device once more before, for the handshake may
+    /// have come since, and the other side may send on the strength of it.
+    func isDueAgain(_ device: DeviceState, now: ContinuousClock.Instant) -> Bool { !keysDueAgain(device, now).isEmpty }
 
     mutating func note(stamped: [PublicKey: Endpoint]) { stampedEndpoints = stamped }
 
@@ -208,6 +231,8 @@ struct PeerTable: Sendable {
     }
 
     func carrier(of node: String) -> PublicKey? { carriers[node] }
+
+    func node(of key: PublicKey) -> String? { carriers.first { $0.value == key }?.key }
 
     func carries(_ node: String) -> Bool { carried.contains(node) }
 

@@ -41,7 +41,7 @@ struct AgentLifeTests {
             }
             let reports = try await Task.detachedThread { probes.map { $0.stop() } }
             for report in reports { #expect(report.lost == 0, "\(report)") }
-            if reports.contains(where: { $0.lost > 0 }) { Cluster.describe(lab) }
+            if reports.contains(where: { $0.lost > 0 }) { await Cluster.describe(lab) }
             #expect(lab.spec.families.map { lab.status("node1")?[$0]?.publicKey } == keys)
             let clear = try lab.maps("node1").counters.total(.clear)
             #expect(clear.packets == 0, "no moment in clear")

@@ -37,7 +37,7 @@ struct ChangeTests {
         }
         for report in try await stop() {
             #expect(report.lost == 0, "\(report)")
-            if report.lost > 0 { Cluster.describe(lab) }
+            if report.lost > 0 { await Cluster.describe(lab) }
             #expect(report.sent > 100)
         }
     }

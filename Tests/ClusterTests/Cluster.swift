@@ -56,7 +56,7 @@ enum Cluster {
             if agents { try await lab.waitUntilSettled(enabled: enabled) }
             try await body(lab)
         } catch {
-            describe(lab)
+            await describe(lab)
             try? await lab.down()
             throw error
         }
@@ -65,7 +65,7 @@ enum Cluster {
     }
 
     /// Prints what the agents say and count, for a failure's reader.
-    static func describe(_ lab: Lab) {
+    static func describe(_ lab: Lab) async {
         for node in lab.nodeNames() {
             let log = (try? String(contentsOfFile: lab.paths.log(node), encoding: .utf8)) ?? ""
             print("---- \(node): \(lab.status(node)?.problems.map(\.description) ?? [])")
@@ -73,6 +73,7 @@ enum Cluster {
             for counter in (try? lab.maps(node).counters.readAll()) ?? [] {
                 print("     \(counter.hook.name) \(counter.reason.name): \(counter.value.packets)")
             }
+            if let links = try? await execute(lab, node, ["ip", "-s", "-s", "link", "show"]) { print(links.output) }
         }
     }
 

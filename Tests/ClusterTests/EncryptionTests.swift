@@ -25,7 +25,7 @@ struct EncryptionTests {
             let after = try await LabCheck(lab).run()
             #expect(after.pairs.count == 252)
             #expect(after.pairs.filter { !$0.reachable } == [])
-            if after.pairs.contains(where: { !$0.reachable }) { Cluster.describe(lab) }
+            if after.pairs.contains(where: { !$0.reachable }) { await Cluster.describe(lab) }
             #expect(after.pairs.filter { $0.way != "tunnel" && $0.way != "local" } == [])
             #expect(after.underlay.clearPackets == 0, "\(after.underlay.examples)")
             #expect(after.underlay.wireguardPackets > 0 && after.underlay.lost == 0)

@@ -99,7 +99,7 @@ struct NetfilterTests {
                 ] {
                     let answered = try await asks(lab, source, transport, address, port: port)
                     #expect(answered, "\(transport) from \(source) to \(address) port \(port), path \(path)")
-                    if !answered { Cluster.describe(lab) }
+                    if !answered { await Cluster.describe(lab) }
                 }
             }
             // What goes to the pod itself is led around netfilter as before.

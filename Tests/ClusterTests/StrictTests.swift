@@ -137,7 +137,7 @@ struct StrictTests {
             }
             chatter.stop()
             result = capture.stop()
-            if isStrict, result.clearPackets > 0 { Cluster.describe(lab) }
+            if isStrict, result.clearPackets > 0 { await Cluster.describe(lab) }
         }
         return result
     }

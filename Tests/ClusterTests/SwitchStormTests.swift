@@ -73,16 +73,41 @@ struct SwitchStormTests {
         result += ours("wireguardSteeringPath", ["Auto", "Stack"])
         result += ours("wireguardMSSClamp", ["Auto", "Disabled", "1200"])
         result += ours("wireguardFirewallMark", ["0x20000000", "0x10000000"])
-        for node in lab.nodeNames() {
-            // Modes are what this is about: as often as all options together.
-            for word in ["EBPF", "Route", "EBPF", "Route", "EBPF", "Route"] {
-                result.append(
-                    Change(
-                        kind: .dataplaneConfiguration, name: "node.\(node)", field: "mode", value: .string(word),
-                        text: word))
+        result += ours("wireguardStrictMode", ["Enabled", "Disabled"])
+        // Modes are what this is about: as often as all options together. The second node's is chosen in
+        // Felix's way, the others' in ours.
+        for _ in 0..<3 {
+            for node in lab.nodeNames() where node != "node2" { result += ["EBPF", "Route"].map { mode(node, $0) } }
+            result += flags.map {
+                Change(
+                    kind: .felixConfiguration, name: "node.node2", field: "bpfEnabled", value: $0.0, text: $0.1)
             }
         }
         return result
+    }
+
+    private static func mode(_ node: String, _ word: String) -> Change {
+        Change(
+            kind: .dataplaneConfiguration, name: "node.\(node)", field: "mode", value: .string(word), text: word)
+    }
+
+    /// The node that is switched off and on again; what goes to it and from it is not judged, but its streams.
+    private static let leaver = "node3"
+
+    /// A choice at random. Two times the leaver is switched off, if modes are among the choices, and is back
+    /// after two other changes.
+    private static func choose(
+        _ all: [Change], _ number: Int, of changes: Int, isOff: Bool, _ random: inout SeededGenerator
+    ) -> Change {
+        let phase = changes >= 12 && all.contains { $0.field == "mode" } ? number % (changes / 2) : 0
+        let words = ["EBPF", "Route"]
+        switch (isOff, phase) {
+        case (false, 3): return mode(leaver, "Disabled")
+        case (true, 6...): return mode(leaver, words[Int.random(in: 0..<2, using: &random)])
+        default:
+            let fitting = isOff ? all.filter { $0.name != "node.\(leaver)" } : all
+            return fitting[Int.random(in: 0..<fitting.count, using: &random)]
+        }
     }
 
     private func apply(_ change: Change, _ lab: Lab) async throws {
@@ -96,19 +121,23 @@ struct SwitchStormTests {
     }
 
     /// Waits until every node that a change is for has it in force, and all peers carry.
-    private func settle(_ change: Change, _ lab: Lab, without off: Set<String> = []) async throws {
+    private func settle(_ change: Change, _ lab: Lab, isOff: Bool) async throws {
         let own = change.name.hasPrefix("node.") ? String(change.name.dropFirst(5)) : nil
         try await lab.wait("\(change) is in force", within: .seconds(20)) {
-            for node in lab.nodeNames() where !off.contains(node) {
+            for node in lab.nodeNames() {
                 guard let status = lab.status(node) else { return false }
                 if own ?? node == node, status.settings.first(where: { $0.name == change.field })?.value != change.text
                 {
                     return false
                 }
                 if own == node, change.field == "mode", status.mode != change.text.lowercased() { return false }
+                if own == node, change.field == "bpfEnabled", (status.mode == "ebpf") != (change.text == "true") {
+                    return false
+                }
+                if isOff, node == Self.leaver { continue }
                 for family in lab.spec.families {
                     guard let report = status[family], report.phase == "on", report.address != nil,
-                        report.peers.filter({ $0.state != "retiring" }).count == lab.spec.nodes - 1 - off.count,
+                        report.peers.filter({ $0.state != "retiring" }).count == lab.spec.nodes - (isOff ? 2 : 1),
                         report.peers.allSatisfy({
                             $0.state == "retiring" || $0.action == "tunnel" && $0.state == "ready"
                         })
@@ -122,9 +151,10 @@ struct SwitchStormTests {
     @Test("modes and options of three nodes change fifty times: no byte and no packet is lost, none is in clear")
     func storm() async throws {
         let result = try await storm(changes: Self.changes) { !$0.isLossy }
-        let lost = result.datagrams.reduce(0) { $0 + $1.report.lost }
-        #expect(lost == 0)
-        for (name, report) in result.datagrams where report.lost > 0 { print("storm: \(name): \(report)") }
+        for (name, report) in result.datagrams where report.lost > 0 {
+            print("storm: \(name): \(report)")
+            #expect(name.contains(Self.leaver), "\(name): \(report)")
+        }
     }
 
     @Test("where a device must be closed for a change, streams go on all the same, and nothing is in clear")
@@ -152,17 +182,20 @@ struct SwitchStormTests {
             }
             let traffic = try await Traffic.start(lab, interval: 10_000 * UInt32(Lab.patience))
             let capture = try UnderlayCapture(
-                underlay: lab.place("underlay"), pools: lab.spec.families.map(LabAddresses.pool),
-                ports: [51820, 51821, 28150, 28151])
+                underlay: lab.place("underlay"),
+                pools: lab.spec.families.flatMap { family in [1, 2].map { LabAddresses.block($0, family) } },
+                ports: [51820, 51821, 28150, 28151], both: true)
             var log: [String] = []
             var made: [Change] = []
+            var isOff = false
             do {
                 for number in 1...changes {
-                    let change = all[Int.random(in: 0..<all.count, using: &random)]
+                    let change = Self.choose(all, number, of: changes, isOff: isOff, &random)
+                    if change.name == "node.\(Self.leaver)" { isOff = change.text == "Disabled" }
                     made.append(change)
                     let before = traffic.missing()
                     try await apply(change, lab)
-                    try await settle(change, lab)
+                    try await settle(change, lab, isOff: isOff)
                     try await Task.sleep(for: .milliseconds(30 * Lab.patience))
                     log.append("\(number): \(change), \(traffic.missing()) answers due, \(before) before")
                 }

@@ -124,6 +124,21 @@ struct PeerTableTests {
         }
     }
 
+    @Test("a peer that has just spoken is not made anew: it may have a session from our answer")
+    func notWhileItSpeaks() throws {
+        var table = PeerTable()
+        var device = Device()
+        device.state.publicKey = Make.key(1)
+        let peer = try plan("n2", 5, "10.48.2.0/26")
+        pass(&table, &device, [peer])
+        device.state.peers[Make.key(5)]?.sentBytes = 92
+        device.state.peers[Make.key(5)]?.receivedBytes = 148
+        for after in [300, 500, 799] { pass(&table, &device, [peer], after: .milliseconds(after)) }
+        #expect(device.state.peers[Make.key(5)]?.sentBytes == 92)
+        pass(&table, &device, [peer], after: .milliseconds(800))
+        #expect(device.state.peers[Make.key(5)]?.sentBytes == 0, "both have begun, and refuse each other's answer")
+    }
+
     @Test("another key for a node: the old peer carries until the new one has shaken hands")
     func keyChange() throws {
         var table = PeerTable()
