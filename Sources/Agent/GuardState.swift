@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import BPF
 internal import DataplaneMaps
 internal import Foundation
 public import Model
@@ -85,7 +86,8 @@ public struct GuardRun: Sendable {
         guard let state = try GuardState.read(options.stateDirectory) else {
             return Outcome(armed: false, devices: [], pools: [], exempt: [])
         }
-        var lock = try SecondLock(layout: options.layout, vxlanPorts: state.vxlanPorts)
+        var lock = try SecondLock(
+            layout: options.layout, vxlanPorts: state.vxlanPorts, mechanism: AttachmentMechanism.probe())
         let deadline = monotonicNanoseconds() + UInt64(max(0, waitSeconds)) * 1_000_000_000
         var links: [Link] = []
         while true {

@@ -128,12 +128,30 @@ extension NodeController {
                 return false
             }
         }
+        func armLock() {
+            do {
+                problems += try lock.apply(wanted, lockMechanism)
+            } catch {
+                problems.append(
+                    Problem(
+                        resource: "Dataplane", field: "guard",
+                        message:
+                            "strict mode's second lock cannot be armed (\(error)): packets that arrive in clear are taken",
+                        remedy: "see `wgplane doctor`"))
+            }
+        }
         // Nothing goes while a family's devices cannot be looked at: the new way may not have them.
         let isWhole = wanted.preserved.isEmpty
         switch mode.mode {
         case .ebpf:
-            let done = attempt("programs") { try steering?.apply(wanted) ?? [] }
+            // The lock goes behind the programs before pods' packets are left to them.
+            var behind: [Problem] = []
+            let done = attempt("programs") {
+                try steering?.apply(wanted) { behind = lock.stayBehind() } ?? []
+            }
+            problems += behind
             mayHavePrograms = true
+            armLock()
             if done, isWhole, steering?.isSettled == true, mayHaveRoutes {
                 let gone = attempt("routes") {
                     try RouteSteering.removeAll(stateFolder: options.runDirectory, keepsFirewall: true)
@@ -166,17 +184,8 @@ extension NodeController {
             } else if steering != nil {
                 _ = attempt("programs") { try steering?.apply(wanted) ?? [] }
             }
-        case .disabled: break
-        }
-        do {
-            problems += try lock.apply(wanted)
-        } catch {
-            problems.append(
-                Problem(
-                    resource: "Dataplane", field: "guard",
-                    message:
-                        "strict mode's second lock cannot be armed (\(error)): packets that arrive in clear are taken",
-                    remedy: "see `wgplane doctor`"))
+            armLock()
+        case .disabled: armLock()
         }
         if mode.mode == .route, wanted.guardPlan == nil, steering == nil, !mayHavePrograms, options.layout.exists {
             _ = attempt("pins") {
@@ -186,6 +195,9 @@ extension NodeController {
         }
         return problems
     }
+
+    /// How the second lock is attached: as what steers, that it comes behind it.
+    var lockMechanism: AttachmentMechanism { steering?.mechanism ?? automaticMechanism }
 
     /// In eBPF mode: rules of ours before those of the node's firewall that would drop WireGuard's packets.
     private func letIn(_ plan: RoutingPlan) throws -> [Problem] {

@@ -58,7 +58,7 @@ extension NodeController {
             let pin = options.layout.link(hook: .fromPod, interface: link.index)
             let own = (try? Attachment.link(pin: pin))?.interface == link.index ? 1 : 0
             let filters = (try? session().foreignFilters(interface: link.index, own: Attachment.priorities)) ?? 0
-            if filters > 0 || Attachment.tcxPrograms(interface: link.index, direction: .ingress) > own {
+            if filters > 0 || Attachment.tcxPrograms(interface: link.index, direction: .ingress).count > own {
                 found = link.name
                 break
             }
@@ -67,29 +67,34 @@ extension NodeController {
         return found
     }
 
-    /// In strict mode: other people's filters that come before the second lock and may end the
-    /// chain, so that it is never asked; programs attached by tcx, which all come before it, too.
+    /// In strict mode: other people's programs that come before the second lock and may end the chain, so
+    /// that it is never asked.
     func noteEarlierFilters(_ plan: NodePlan, _ uplinks: [Link], _ problems: inout [Problem]) {
         guard isStrict(plan), let last = Attachment.priorities.max() else { return }
+        let byLink = lockMechanism == .tcx
+        let ours = options.layout.pinnedLinks() + options.layout.pinnedGuardLinks()
+        let own = Set(ours.compactMap { try? Attachment.link(pin: $0.pin)?.program })
         for link in uplinks {
-            let count = [true, false].reduce(0) { sum, isEgress in
+            let isBehind = [AttachmentDirection.egress, .ingress].contains { direction in
+                // Programs of tcx come before filters of clsact.
+                let chain = Attachment.tcxPrograms(interface: link.index, direction: direction)
+                let isOther = { (program: UInt32) in !own.contains(program) }
+                if byLink {
+                    return chain.lastIndex { own.contains($0) }.map { chain[..<$0].contains(where: isOther) } ?? false
+                }
                 let found = try? session().foreignFilters(
-                    interface: link.index, isEgress: isEgress, own: Attachment.priorities, before: last)
-                let own =
-                    steering?.attachedPoints.contains {
-                        $0.interface == link.index && $0.hook == (isEgress ? .toUplink : .fromUplink)
-                    } == true && steering?.mechanism == .tcx ? 1 : 0
-                let tcx = Attachment.tcxPrograms(interface: link.index, direction: isEgress ? .egress : .ingress)
-                return sum + (found ?? 0) + max(0, tcx - own)
+                    interface: link.index, isEgress: direction == .egress, own: Attachment.priorities, before: last)
+                return chain.contains(where: isOther) || (found ?? 0) > 0
             }
-            guard count > 0 else { continue }
+            guard isBehind else { continue }
             problems.append(
                 Problem(
                     .warning, resource: "Device/\(link.name)", field: "filters",
                     message:
                         "has another program before strict mode's second lock, which it may keep from its packets",
                     remedy:
-                        "attach it by clsact with a priority number above \(last), or live with the first lock alone"))
+                        "attach it \(byLink ? "after wgplane's" : "by clsact with a priority number above \(last)"), or live with the first lock alone"
+                ))
         }
     }
 

@@ -16,7 +16,8 @@ public enum AttachmentDirection: String, Sendable, Hashable, Codable {
 public enum AttachmentMechanism: String, Sendable, Hashable, Codable {
     /// tcx links (kernel 6.6): pinned, replaced in one step.
     case tcx
-    /// Filters on a clsact qdisc: held by the device itself.
+    /// Filters on a clsact qdisc: held by the device itself. While the qdisc is made or removed the kernel
+    /// takes the device's queues away for some milliseconds (`qdisc_graft`), and drops what is sent then.
     case clsact
 
     /// tcx where the kernel has it. The kernel answers a link to a device that cannot
@@ -111,8 +112,9 @@ public struct Attachment: Sendable, Hashable {
     /// Priorities of our clsact filters.
     public static let priorities: Set<UInt32> = [0x7767, 0x7768]
 
-    /// How many programs are attached by tcx at a device; 0 where the kernel has none (6.6).
-    public static func tcxPrograms(interface: UInt32, direction: AttachmentDirection) -> Int {
+    /// Identifiers of the programs attached by tcx at a device, in the order in which they run; none where the
+    /// kernel has no tcx (6.6).
+    public static func tcxPrograms(interface: UInt32, direction: AttachmentDirection) -> [UInt32] {
         var options = unsafe bpf_prog_query_opts()
         unsafe options.sz = MemoryLayout<bpf_prog_query_opts>.size
         var identifiers = [UInt32](repeating: 0, count: 64)
@@ -121,7 +123,7 @@ public struct Attachment: Sendable, Hashable {
             unsafe options.prog_cnt = UInt32(buffer.count)
             let result = unsafe bpf_prog_query_opts(
                 Int32(interface), bpf_attach_type(TCXAttachType.value(direction).rawValue), &options)
-            return unsafe result == 0 ? Int(options.prog_cnt) : 0
+            return unsafe result == 0 ? Array(buffer.prefix(Int(options.prog_cnt))) : []
         }
     }
 
@@ -136,11 +138,21 @@ public struct Attachment: Sendable, Hashable {
             }
             try Self.removePin(pin)
         }
+        try pinNewLink(program, pin: pin)
+    }
+
+    private func pinNewLink(_ program: BPFProgram, pin: String) throws(BPFError) {
         let result = bpf_link_create(
             program.descriptor.rawValue, Int32(interface), TCXAttachType.value(direction), nil)
         try check(result, "attach program \(program.name) to", "device \(interface)")
         let link = OwnedDescriptor(owning: result)
         try check(unsafe bpf_obj_pin(link.rawValue, pin), "pin link", pin)
+    }
+
+    /// Makes our tcx program the last of its chain. It is away for a moment: no chain takes a program twice.
+    public func moveToEnd(_ program: BPFProgram, pin: String) throws(BPFError) {
+        try Self.removePin(pin)
+        try pinNewLink(program, pin: pin)
     }
 
     /// Device and program of a pinned link; nil without a pin. A dead link has device 0.

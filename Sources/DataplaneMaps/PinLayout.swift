@@ -21,8 +21,25 @@ public struct PinLayout: Sendable, Hashable {
     /// A link's pin bears hook and device.
     public func link(hook: Hook, interface: UInt32) -> String { "\(links)/\(hook.name)-\(interface)" }
 
+    /// Folder of the second lock's links: beside the root, so that what takes the first lock away by hand, or
+    /// by a wrong `rm -r`, leaves it.
+    public var guardFolder: String { "\(root)-guard" }
+    public func guardLink(hook: Hook, interface: UInt32) -> String { "\(guardFolder)/\(hook.name)-\(interface)" }
+
+    /// Interface and hook of every pinned link of the second lock.
+    public func pinnedGuardLinks() -> [(hook: Hook, interface: UInt32, pin: String)] { Self.links(in: guardFolder) }
+
+    /// Makes the folder of the second lock's links.
+    public func createGuardFolder() throws { try makeFolders(guardFolder, mode: 0o700) }
+
+    /// Removes what is left of the second lock's links.
+    public func removeGuardFolder() throws {
+        for entry in (try? listFolder(guardFolder)) ?? [] { try removeFile("\(guardFolder)/\(entry.name)") }
+        try removeFolder(guardFolder)
+    }
+
     /// Whether something of any version is there.
-    public var isAnyVersionThere: Bool { !versions.isEmpty }
+    public var isAnyVersionThere: Bool { !versions.isEmpty || fileExists(guardFolder) }
 
     /// Whether something of this version is there.
     public var exists: Bool { fileExists(folder) }
@@ -37,14 +54,16 @@ public struct PinLayout: Sendable, Hashable {
     }
 
     /// Interface and hook of every pinned link.
-    public func pinnedLinks() -> [(hook: Hook, interface: UInt32, pin: String)] {
-        let entries = (try? listFolder(links)) ?? []
+    public func pinnedLinks() -> [(hook: Hook, interface: UInt32, pin: String)] { Self.links(in: links) }
+
+    private static func links(in folder: String) -> [(hook: Hook, interface: UInt32, pin: String)] {
+        let entries = (try? listFolder(folder)) ?? []
         return entries.compactMap { entry in
             let parts = entry.name.split(separator: "-")
             guard parts.count == 2, let hook = Hook(name: String(parts[0])), let interface = UInt32(parts[1]) else {
                 return nil
             }
-            return (hook, interface, "\(links)/\(entry.name)")
+            return (hook, interface, "\(folder)/\(entry.name)")
         }
     }
 
@@ -64,6 +83,7 @@ public struct PinLayout: Sendable, Hashable {
     /// Removes every pin of ours, which frees what nothing else uses, and the root if it is empty then.
     public func remove() throws {
         for version in versions { try Self.removeVersion(version) }
+        try removeGuardFolder()
         try? removeFolder(root)
     }
 

@@ -58,7 +58,7 @@ public final class EchoServer: Sendable {
                         do {
                             let (bytes, _) = try connection.receive()
                             if bytes.isEmpty { return }
-                            try connection.send(bytes)
+                            try sendAll(bytes, connection, stopped)
                         } catch {
                             if (error as? Errno) != .wouldBlock { return }
                         }
@@ -66,6 +66,18 @@ public final class EchoServer: Sendable {
                 })
         }
         for connection in connections { connection.join() }
+    }
+}
+
+/// A full window, for the far side is not reached now, is waited for.
+private func sendAll(_ bytes: [UInt8], _ connection: InternetSocket, _ stopped: StopFlag) throws {
+    var rest = bytes[...]
+    while !rest.isEmpty, !stopped.isRaised {
+        do {
+            rest = rest.dropFirst(try connection.send(Array(rest)))
+        } catch {
+            if error != .wouldBlock { throw error }
+        }
     }
 }
 

@@ -15,13 +15,13 @@ internal import Reconciler
 public struct EBPFSteering: SteeringBackend {
     public let maps: PinnedMaps
     public let mechanism: AttachmentMechanism
-    private let layout: PinLayout
+    let layout: PinLayout
     private var programs: DataplanePrograms
     private var slots = SlotAssignment()
     private var routes = Reconciler<CIDR, PlacedRoute>()
     private var locals = Reconciler<IPAddress, LocalAddress>()
     private var endpoints = Reconciler<IPAddress, EndpointValue>()
-    fileprivate var hooks = Reconciler<HookPoint, UInt32>()
+    var hooks = Reconciler<HookPoint, UInt32>()
     private var sources = Reconciler<AllowedSource, Bool>()
     private var interfaces = Reconciler<UInt32, Bool>()
     private var config: DataplaneConfig?
@@ -88,7 +88,10 @@ public struct EBPFSteering: SteeringBackend {
         endpoints.update(to: wantedEndpoints(plan)) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
     }
 
-    public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
+    public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] { try apply(plan) {} }
+
+    /// `beforePods` is called when what steers at the uplinks is in place and pods' devices have nothing new yet.
+    public mutating func apply(_ plan: SteeringPlan, beforePods: () -> Void) throws -> [Problem] {
         var problems: [Problem] = []
         var wantedConfig = plan.config.keeping(plan.preserved, of: config)
         chooseBlockLengths(plan, &wantedConfig)
@@ -101,7 +104,7 @@ public struct EBPFSteering: SteeringBackend {
         for (key, peer) in plan.peers {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
-        applyHooks(plan)
+        applyHooks(plan, beforePods)
         if hooks.errors.isEmpty, plan.preserved.isEmpty {
             wantedConfig.isClsact = mechanism == .clsact
             try write(wantedConfig)
@@ -260,16 +263,19 @@ public struct EBPFSteering: SteeringBackend {
         (try? programs.program(point.hook, isEthernet: point.isEthernet).information().identifier) ?? 0
     }
 
-    private mutating func applyHooks(_ plan: SteeringPlan) {
+    private mutating func applyHooks(_ plan: SteeringPlan, _ beforePods: () -> Void) {
         var wanted: [HookPoint: UInt32] = [:]
         for point in plan.hooks { wanted[point] = programIdentifier(point) }
         names = Dictionary(plan.hooks.map { ($0.interface, $0.device) }, uniquingKeysWith: { first, _ in first })
         var programs = programs
         let view = self
-        hooks.update(to: wanted) { point, _ in
+        func attach(_ point: HookPoint, _: UInt32) throws {
             try view.attachment(point).attach(
                 programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
         }
+        hooks.update(to: wanted.filter { $0.key.hook != .fromPod }, attach)
+        beforePods()
+        hooks.update(to: wanted, attach)
         // Which devices a preserved family has is not known.
         guard plan.preserved.isEmpty else { return }
         hooks.prune(to: wanted) { point in
@@ -336,40 +342,6 @@ public struct EBPFSteering: SteeringBackend {
 
     /// Whether all programs are in place, so that nothing else need steer.
     public var isSettled: Bool { hooks.errors.isEmpty && routes.errors.isEmpty && endpoints.errors.isEmpty }
-
-    // MARK: Removal
-
-    public mutating func remove() throws {
-        try Self.removeAll(layout: layout)
-        hooks.adopt([:])
-    }
-
-    /// Takes away whatever an agent of any time has left: links, filters, maps. `keepsLock`: strict mode's
-    /// second lock is still needed.
-    public static func removeAll(layout: PinLayout, keepsLock: Bool = false) throws {
-        for link in layout.pinnedLinks() { try Attachment.removePin(link.pin) }
-        let session = try RouteSession()
-        for device in try session.links() {
-            for direction in [AttachmentDirection.ingress, .egress] {
-                let filter = Attachment(interface: device.index, direction: direction, mechanism: .clsact)
-                if try filter.attachedProgram(pin: "") != nil {
-                    try filter.detach(pin: "")
-                    try removeIdleQdisc(device.index, session)
-                }
-            }
-        }
-        if keepsLock {
-            try layout.remove(except: SecondLock.maps + ["counters"])
-        } else {
-            try SecondLock.disarm(layout: layout)
-            try layout.remove()
-        }
-    }
-
-    /// The clsact qdisc goes when nobody, we included, has a filter on it any more.
-    private static func removeIdleQdisc(_ interface: UInt32, _ session: RouteSession) throws {
-        if try session.filterCount(interface: interface) == 0 { try Attachment.removeQdisc(interface: interface) }
-    }
 }
 
 extension EBPFSteering {

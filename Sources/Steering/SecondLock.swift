@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import BPF
+public import BPF
 public import DataplaneMaps
 public import Model
 internal import Netlink
@@ -22,11 +22,14 @@ public struct GuardPlan: Sendable, Hashable, Codable {
     }
 }
 
-/// Strict mode's second lock: two small programs with maps of their own, as clsact filters
-/// behind the hooks, on every device that leads to other nodes. They hold without an agent
-/// and, armed by `wgplane guard`, before the first one has come up.
+/// Strict mode's second lock: two small programs with maps of their own, behind the hooks, on every
+/// device that leads to other nodes. They hold without an agent and, armed by `wgplane guard`, before the
+/// first one has come up. They are attached as the hooks are: by tcx links with pins of their own beside
+/// those of the hooks, or as clsact filters with a handle of their own. A clsact qdisc for the lock alone would
+/// cost packets whenever strict mode is switched on or off.
 public struct SecondLock {
     private let layout: PinLayout
+    private let mechanism: AttachmentMechanism
     private var programs: DataplanePrograms
     private var prefixes = Reconciler<CIDR, GuardKind>()
     private var points = Reconciler<HookPoint, UInt32>()
@@ -38,10 +41,12 @@ public struct SecondLock {
     private var hasSwept = false
 
     /// Loads the programs; adopts the maps that are there.
-    public init(layout: PinLayout, vxlanPorts: [UInt16]) throws {
+    public init(layout: PinLayout, vxlanPorts: [UInt16], mechanism: AttachmentMechanism) throws {
         self.layout = layout
         self.vxlanPorts = vxlanPorts
+        self.mechanism = mechanism
         try layout.create()
+        if mechanism == .tcx { try layout.createGuardFolder() }
         programs = DataplanePrograms(empty: layout)
         programs.vxlanPorts = vxlanPorts
         for hook in [Hook.guardOut, .guardIn] { _ = try programs.program(hook, isEthernet: true) }
@@ -50,14 +55,16 @@ public struct SecondLock {
     }
 
     /// Whether it was made for these ports of overlays, which are constants of its programs.
-    func fits(_ plan: GuardPlan) -> Bool { plan.vxlanPorts == vxlanPorts }
+    func fits(_ plan: GuardPlan, _ mechanism: AttachmentMechanism) -> Bool {
+        plan.vxlanPorts == vxlanPorts && mechanism == self.mechanism
+    }
 
     /// Looks at what is really in place.
     mutating func resync() throws {
         prefixes.adopt(try table.entries())
         var found: [HookPoint: UInt32] = [:]
         for point in points.applied.keys {
-            if let program = try? Self.attachment(point).attachedProgram(pin: "") { found[point] = program }
+            if let program = try? attachment(point).attachedProgram(pin: pin(point)) { found[point] = program }
         }
         points.adopt(found)
     }
@@ -74,22 +81,58 @@ public struct SecondLock {
                 (try? programs.program(point.hook, isEthernet: point.isEthernet).information().identifier) ?? 0
         }
         var programs = programs
+        let view = self
         points.update(to: wanted) { point, _ in
-            try Self.attachment(point).attach(
-                programs.program(point.hook, isEthernet: point.isEthernet), pin: "")
+            try view.attachment(point).attach(
+                programs.program(point.hook, isEthernet: point.isEthernet), pin: view.pin(point))
         }
-        points.prune(to: wanted) { try Self.attachment($0).detach(pin: "") }
-        if !hasSwept, (try? Self.detach(except: Set(wanted.keys.map(\.interface)))) != nil { hasSwept = true }
-        return prefixes.errors.map {
-            Problem(
-                resource: "Dataplane", field: "guard", value: "\($0.key)", message: $0.value,
-                remedy: "it is tried again; see `wgplane doctor`")
+        points.prune(to: wanted) { try view.attachment($0).detach(pin: view.pin($0)) }
+        var problems = stayBehind()
+        // Those of the other mechanism, or of devices that are uplinks no more.
+        if !hasSwept, points.errors.isEmpty, (try? Self.detach(layout, except: Set(wanted.keys), mechanism)) != nil {
+            hasSwept = true
         }
+        problems +=
+            prefixes.errors.map {
+                Problem(
+                    resource: "Dataplane", field: "guard", value: "\($0.key)", message: $0.value,
+                    remedy: "it is tried again; see `wgplane doctor`")
+            }
             + points.errors.map {
                 Problem(
                     resource: "Device/\($0.key.device)", field: $0.key.hook.name, message: $0.value,
                     remedy: "it is tried again; see `wgplane doctor`")
             }
+        return problems
+    }
+
+    /// Hooks that have come after the lock, as they do where it was armed at boot, are behind it in tcx's chain,
+    /// and it would drop what they are to steer: it goes to the end, while the hook holds alone.
+    mutating func stayBehind() -> [Problem] {
+        guard mechanism == .tcx else { return [] }
+        var problems: [Problem] = []
+        for (point, program) in points.applied {
+            let hook: Hook = point.direction == .egress ? .toUplink : .fromUplink
+            let order = Attachment.tcxPrograms(interface: point.interface, direction: point.direction)
+            guard let first = try? Attachment.link(pin: layout.link(hook: hook, interface: point.interface)),
+                first.interface == point.interface, let hookPlace = order.firstIndex(of: first.program),
+                let place = order.firstIndex(of: program), place < hookPlace
+            else { continue }
+            do {
+                try attachment(point).moveToEnd(
+                    programs.program(point.hook, isEthernet: point.isEthernet), pin: pin(point))
+            } catch {
+                var kept = points.applied
+                kept[point] = nil
+                points.adopt(kept)
+                problems.append(
+                    Problem(
+                        .warning, resource: "Device/\(point.device)", field: point.hook.name,
+                        message: "strict mode's second lock cannot go behind what steers (\(error))",
+                        remedy: "it is tried again; until then the first lock holds alone"))
+            }
+        }
+        return problems
     }
 
     var nextRetry: ContinuousClock.Instant? { [prefixes.nextRetry, points.nextRetry].compactMap { $0 }.min() }
@@ -97,17 +140,26 @@ public struct SecondLock {
 
     /// Takes it away, wherever it is.
     public static func disarm(layout: PinLayout) throws {
-        try detach(except: [])
+        try detach(layout, except: [], .tcx)
+        try layout.removeGuardFolder()
         try layout.removeMaps(maps)
     }
 
     static let maps = ["guard_prefixes4", "guard_prefixes6"]
 
-    private static func detach(except kept: Set<UInt32>) throws {
+    /// Detaches whatever is there, by either mechanism, but these places by this one.
+    private static func detach(
+        _ layout: PinLayout, except kept: Set<HookPoint>, _ mechanism: AttachmentMechanism
+    ) throws {
+        let pins = Set(
+            mechanism == .tcx ? kept.map { layout.guardLink(hook: $0.hook, interface: $0.interface) } : [])
+        for link in layout.pinnedGuardLinks() where !pins.contains(link.pin) { try Attachment.removePin(link.pin) }
+        let filtered = Set(mechanism == .clsact ? kept.map(\.interface) : [])
         let session = try RouteSession()
-        for device in try session.links() where !kept.contains(device.index) {
-            for hook in [Hook.guardOut, .guardIn] {
-                let filter = attachment(HookPoint(hook: hook, interface: device.index, device: "", isEthernet: true))
+        for device in try session.links() where !filtered.contains(device.index) {
+            for direction in [AttachmentDirection.egress, .ingress] {
+                let filter = Attachment(
+                    interface: device.index, direction: direction, mechanism: .clsact, role: .guardian)
                 guard try filter.attachedProgram(pin: "") != nil else { continue }
                 try filter.detach(pin: "")
                 if try session.filterCount(interface: device.index) == 0 {
@@ -117,9 +169,11 @@ public struct SecondLock {
         }
     }
 
-    static func attachment(_ point: HookPoint) -> Attachment {
-        Attachment(interface: point.interface, direction: point.direction, mechanism: .clsact, role: .guardian)
+    private func attachment(_ point: HookPoint) -> Attachment {
+        Attachment(interface: point.interface, direction: point.direction, mechanism: mechanism, role: .guardian)
     }
+
+    private func pin(_ point: HookPoint) -> String { layout.guardLink(hook: point.hook, interface: point.interface) }
 
     /// The places of the lock at devices that lead to other nodes.
     public static func points(_ uplinks: [(index: UInt32, name: String, isEthernet: Bool)]) -> [HookPoint] {
@@ -146,8 +200,12 @@ public struct LockKeeper {
     public var nextRetry: ContinuousClock.Instant? { lock?.nextRetry }
     public var attachedPoints: [HookPoint] { lock?.attachedPoints ?? [] }
 
+    /// Goes behind what steers at the uplinks, if that has come after it.
+    public mutating func stayBehind() -> [Problem] { lock?.stayBehind() ?? [] }
+
     /// Armed after what steers is in place, which takes what the lock would drop; disarmed without a plan.
-    public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] {
+    /// `mechanism`: as what steers is attached.
+    public mutating func apply(_ plan: SteeringPlan, _ mechanism: AttachmentMechanism) throws -> [Problem] {
         guard let wanted = plan.guardPlan else {
             if lock != nil || mayHaveLock { try SecondLock.disarm(layout: layout) }
             lock = nil
@@ -155,8 +213,8 @@ public struct LockKeeper {
             return []
         }
         var lock =
-            try self.lock.flatMap { $0.fits(wanted) ? $0 : nil }
-            ?? SecondLock(layout: layout, vxlanPorts: wanted.vxlanPorts)
+            try self.lock.flatMap { $0.fits(wanted, mechanism) ? $0 : nil }
+            ?? SecondLock(layout: layout, vxlanPorts: wanted.vxlanPorts, mechanism: mechanism)
         defer { self.lock = lock }
         mayHaveLock = true
         let uplinks = plan.hooks.filter { $0.hook == .toUplink }.map { ($0.interface, $0.device, $0.isEthernet) }

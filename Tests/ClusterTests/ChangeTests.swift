@@ -226,6 +226,21 @@ struct ChangeTests {
         }
     }
 
+    @Test("strict mode on and off, ten times: no packet is lost")
+    func strictness() async throws {
+        try await Cluster.run { lab in
+            try await undisturbed(lab) {
+                for number in 1...10 {
+                    let isStrict = number % 2 == 1
+                    try await Cluster.configure(lab, ["wireguardStrictMode": isStrict ? "Enabled" : "Disabled"])
+                    try await lab.wait("strict mode is \(isStrict ? "on" : "off")", within: .seconds(3)) {
+                        lab.nodeNames().allSatisfy { lab.status($0)?.strictMode == isStrict }
+                    }
+                }
+            }
+        }
+    }
+
     @Test("a real change of key: traffic goes on with the new one")
     func newKey() async throws {
         try await Cluster.run(nodes: 2, families: [.ipv4]) { lab in

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Agent
+import BPF
 import DataplaneMaps
 import Datastore
 import Foundation
@@ -200,6 +201,23 @@ struct StrictTests {
         }
     }
 
+    /// The second lock, which was there first, has gone behind what steers.
+    private func expectLast(_ lab: Lab) async throws {
+        let layout = PinLayout(root: lab.paths.pins("node1"))
+        for (hook, lock, direction) in [
+            (Hook.toUplink, Hook.guardOut, AttachmentDirection.egress), (.fromUplink, .guardIn, .ingress),
+        ] {
+            let place = try #require(layout.pinnedGuardLinks().first { $0.hook == lock })
+            let steering = try BPF.Attachment.link(pin: layout.link(hook: hook, interface: place.interface))
+            let guardian = try BPF.Attachment.link(pin: place.pin)
+            let chain = try await Cluster.onNode(lab, "node1") {
+                BPF.Attachment.tcxPrograms(interface: place.interface, direction: direction)
+            }
+            let expected = [steering?.program, guardian?.program].compactMap { $0 }
+            #expect(chain == expected && chain.count == 2, "\(hook): \(chain), not \(expected)")
+        }
+    }
+
     @Test("strict mode ends by a word only, and cleanup leaves no guard behind")
     func byAWordOnly() async throws {
         try await Cluster.run(nodes: 2, families: [.ipv4]) { lab in
@@ -240,7 +258,10 @@ struct StrictTests {
             try await Task.sleep(for: .milliseconds(300))
             #expect(guards() == 1)
             let filters = try await Cluster.execute(lab, "node1", ["tc", "filter", "show", "dev", "eth0", "egress"])
-            #expect(filters.output.contains("guard_out"))
+            let isPinned = PinLayout(root: lab.paths.pins("node1")).pinnedGuardLinks().contains { $0.hook == .guardOut }
+            #expect(filters.output.contains("guard_out") != isPinned, "\(filters.output)")
+            #expect(isPinned == (lab.status("node1")?.attachment == "tcx"))
+            if isPinned { try await expectLast(lab) }
             try await Cluster.configure(lab, ["wireguardStrictMode": "Disabled"])
             try await lab.wait("the word ends it") { guards() == 0 && lab.status("node1")?.strictMode == false }
             try await Cluster.configure(lab, ["wireguardStrictMode": "Enabled"])
