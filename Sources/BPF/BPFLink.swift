@@ -170,8 +170,11 @@ public struct Attachment: Sendable, Hashable {
         return (words[4], words[2])
     }
 
-    /// Removes a pin, which detaches its link; what is not there is no error.
+    /// Detaches a pinned link and removes the pin; what is not there is no error.
+    ///
+    /// A link whose last pin goes is detached by the kernel too, but some time later.
     public static func removePin(_ pin: String) throws(BPFError) {
+        if fileExists(pin), let descriptor = try? openPinned(pin) { _ = bpf_link_detach(descriptor.rawValue) }
         do {
             try removeFile(pin)
         } catch {

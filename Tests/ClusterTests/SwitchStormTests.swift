@@ -197,7 +197,9 @@ struct SwitchStormTests {
                     try await apply(change, lab)
                     try await settle(change, lab, isOff: isOff)
                     try await Task.sleep(for: .milliseconds(30 * Lab.patience))
-                    log.append("\(number): \(change), \(traffic.missing()) answers due, \(before) before")
+                    log.append(
+                        "\(number) at \(monotonicNanoseconds() / 1_000_000): \(change), \(traffic.missing()) answers due, \(before) before"
+                    )
                 }
                 try await traffic.goesOn(lab)
             } catch {
