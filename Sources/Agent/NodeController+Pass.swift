@@ -12,6 +12,7 @@ internal import WireGuard
 extension NodeController {
     func apply(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
         let now = ContinuousClock.now
+        unreadable = unsettled
         unsettled = []
         try adoptEarlier(plan)
         let goes = updatePhases(plan, now, &problems)

@@ -27,7 +27,9 @@ extension NodeController {
                     continue
                 }
                 // The others must have been told, or they tunnel into nothing.
-                let isSilent = isWithdrawn(family) && state.silence >= Self.drainSilence
+                // A device that cannot be looked at says nothing either.
+                let saysNothing = state.silence >= Self.drainSilence || unreadable.contains(family)
+                let isSilent = isWithdrawn(family) && saysNothing
                 guard until <= now, isSilent || until + .seconds(10) <= now else { continue }
                 do {
                     try backend?.delete(device: state.deviceName)

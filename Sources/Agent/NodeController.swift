@@ -84,6 +84,8 @@ public actor NodeController {
     /// Families whose device could not be looked at or changed in this pass: what is in
     /// place for them stays, in the data plane and in the datastore.
     var unsettled: Set<AddressFamily> = []
+    /// Those of the pass before.
+    var unreadable: Set<AddressFamily> = []
     private var hasRemembered = false
     var hasAdopted = false
 
