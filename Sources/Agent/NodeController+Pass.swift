@@ -108,7 +108,7 @@ extension NodeController {
             families[family] = FamilyState(settings: plan.settings[family], deviceName: link?.name)
             families[family]?.wasPinned = true
         }
-        if options.layout.exists, let maps = try? PinnedMaps(options.layout) {
+        if options.layout.exists, let maps = try? NodeMaps(options.layout) {
             let (config, generation) = try maps.config.read()
             pinned = generation == 0 ? nil : config
             for family in AddressFamily.allCases {

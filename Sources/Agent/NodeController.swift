@@ -58,6 +58,7 @@ public actor NodeController {
     var threadingRefused: Set<String> = []
     /// Peers changed since the start, for status.
     var peerChanges = 0
+    let statistics = AgentStatistics()
     /// What an earlier agent has told, until the first pass.
     var earlier: StatusReport?
     var families: [AddressFamily: FamilyState] = [:]
@@ -65,6 +66,7 @@ public actor NodeController {
     var lastReport: StatusReport?
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
+    private var lastPassFailed = false
     /// Families that are promised in strict mode until a word ends it.
     var promised: Set<AddressFamily> = []
     /// Whether strict mode was on a moment ago.
@@ -154,6 +156,7 @@ public actor NodeController {
             if snapshot?.manifests != new.manifests || snapshot?.problems != new.problems { snapshotVersion += 1 }
             snapshot = new
             datastoreState = "ready"
+            statistics.noteSnapshot()
         case .unavailable(let reason):
             datastoreState = "unavailable"
             logger.warning(
@@ -163,6 +166,13 @@ public actor NodeController {
 
     /// One pass. Returns how long to wait, at most, until the next.
     func reconcile() async -> Duration {
+        let began = monotonicNanoseconds()
+        defer {
+            statistics.notePass(
+                nanoseconds: monotonicNanoseconds() - began, failed: lastPassFailed,
+                work: lastReport?.work ?? StatusReport.Work())
+        }
+        lastPassFailed = false
         pathOfPass = nil
         guard let snapshot else {
             report(problems: [], plan: nil)
@@ -175,6 +185,7 @@ public actor NodeController {
         do {
             try await apply(plan, &problems)
         } catch {
+            lastPassFailed = true
             problems.append(Self.problem(of: error))
         }
         if !snapshot.isComplete, !families.isEmpty {
@@ -222,7 +233,7 @@ public actor NodeController {
         for family in AddressFamily.allCases {
             for peer in earlier?[family]?.peers ?? [] { keyOwners[peer.publicKey] = peer.node }
         }
-        guard options.layout.exists, let owners = try? PinnedMaps(options.layout).destinations.slotOwners() else {
+        guard options.layout.exists, let owners = try? NodeMaps(options.layout).destinations.slotOwners() else {
             return
         }
         for owner in owners.values {
@@ -276,6 +287,7 @@ public actor NodeController {
         guard let maps = steering?.maps else { return }
         do {
             let gone = try FlowSweeper(maps).sweep(now: monotonicNanoseconds())
+            statistics.noteEnded(flows: gone.flows, mappings: gone.mappings)
             if gone.flows + gone.mappings > 0 {
                 logger.debug("flows ended", metadata: ["flows": "\(gone.flows)", "mappings": "\(gone.mappings)"])
             }

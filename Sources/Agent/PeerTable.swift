@@ -41,7 +41,7 @@ struct PeerTable: Sendable {
     static let beginAgain: [Duration] = [.milliseconds(300), .milliseconds(800), .milliseconds(1800)]
 
     /// A peer's state, for status.
-    enum Readiness: String, Sendable, Codable {
+    enum Readiness: String, Sendable, Codable, CaseIterable {
         case ready
         case handshaking
         case changingKey

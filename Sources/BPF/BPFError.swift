@@ -13,6 +13,10 @@ public enum BPFError: Error, CustomStringConvertible, Sendable {
     case unsupported(feature: String, minimumKernel: String)
     /// A pinned object is not what this version expects.
     case layout(subject: String, expected: String, found: String)
+    /// An archive has been written by a version with other maps.
+    case archiveLayout(expected: Int, found: Int)
+    /// It is of an archive, which cannot be changed or waited for.
+    case archived(subject: String)
 
     public var errno: Errno? {
         if case .call(_, _, let errno) = self { errno } else { nil }
@@ -25,6 +29,9 @@ public enum BPFError: Error, CustomStringConvertible, Sendable {
         case .unsupported(let feature, let kernel): "this kernel has no \(feature); kernel \(kernel) has"
         case .layout(let subject, let expected, let found):
             "\(subject) has another layout: expected \(expected), found \(found); remove it with `wgplane cleanup`"
+        case .archiveLayout(let expected, let found):
+            "the archive has maps of layout \(found), and this version reads layout \(expected); read it with the version that wrote it"
+        case .archived(let subject): "\(subject) is of an archive, which can only be read"
         }
     }
 

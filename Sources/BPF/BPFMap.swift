@@ -6,7 +6,7 @@ public import SystemDescriptors
 internal import SystemPackage
 
 /// A map's own description (`struct bpf_map_info`, `<linux/bpf.h>`).
-public struct BPFMapInformation: Sendable, Hashable {
+public struct BPFMapInformation: Sendable, Hashable, Codable {
     /// `enum bpf_map_type`.
     public var type: UInt32
     public var identifier: UInt32
@@ -14,6 +14,8 @@ public struct BPFMapInformation: Sendable, Hashable {
     public var valueSize: Int
     public var maximumEntries: Int
     public var flags: UInt32
+    /// Bytes of kernel memory, as the kernel accounts for it; nil: it does not say.
+    public var memory: Int?
 
     /// `hash`, `lpm_trie`, …; the number for types wgplane does not use.
     public var typeName: String {
@@ -35,6 +37,14 @@ public struct BPFMapInformation: Sendable, Hashable {
         self.init(
             type: info.type, identifier: info.id, keySize: Int(info.key_size), valueSize: Int(info.value_size),
             maximumEntries: Int(info.max_entries), flags: info.map_flags)
+        memory = Self.memory(map.rawValue)
+    }
+
+    /// `memlock` of the descriptor's `fdinfo`.
+    private static func memory(_ descriptor: Int32) -> Int? {
+        guard let bytes = try? readFile("/proc/self/fdinfo/\(descriptor)") else { return nil }
+        let lines = String(decoding: bytes, as: UTF8.self).split(separator: "\n")
+        return lines.first { $0.hasPrefix("memlock:") }?.split(whereSeparator: \.isWhitespace).last.flatMap { Int($0) }
     }
 
     private init(
@@ -57,21 +67,65 @@ public struct BPFMapInformation: Sendable, Hashable {
 /// says network order. Calls are system calls of microseconds.
 public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & Sendable>: Sendable {
     public let name: String
-    public let descriptor: SharedDescriptor
     public let information: BPFMapInformation
+    private let content: Content
 
-    /// Takes an open map; throws `.layout` when its sizes are not those of the types.
-    public init(_ descriptor: consuming OwnedDescriptor, name: String) throws(BPFError) {
-        let shared = SharedDescriptor(descriptor)
-        information = try BPFMapInformation(shared, name: name)
+    /// The kernel's map, or what an archive has kept of one.
+    private enum Content: Sendable {
+        case kernel(SharedDescriptor)
+        case image(ImageIndex)
+    }
+
+    /// Throws for a map of an archive, which nobody can change.
+    var descriptor: SharedDescriptor {
+        get throws(BPFError) {
+            guard case .kernel(let descriptor) = content else { throw .archived(subject: "map \(name)") }
+            return descriptor
+        }
+    }
+
+    /// Takes a map of an archive; throws `.layout` when its sizes are not those of the types.
+    public init(_ image: MapImage) throws(BPFError) {
+        name = image.name
+        information = image.information
+        content = .image(ImageIndex(image))
+        try checkSizes()
+    }
+
+    private func checkSizes() throws(BPFError) {
         guard information.keySize == MemoryLayout<Key>.size, information.valueSize == MemoryLayout<Value>.size else {
             throw .layout(
                 subject: "map \(name)",
                 expected: "key \(MemoryLayout<Key>.size), value \(MemoryLayout<Value>.size) bytes",
                 found: "key \(information.keySize), value \(information.valueSize) bytes")
         }
+    }
+
+    /// What an archive keeps of it.
+    public func image() throws(BPFError) -> MapImage {
+        if case .image(let index) = content { return index.image }
+        var result: [MapImage.Entry] = []
+        let skipsZero = information.typeName.hasSuffix("array")
+        func add(_ key: Key, _ value: [UInt8]) {
+            if skipsZero, value.allSatisfy({ $0 == 0 }) { return }
+            result.append(
+                .init(key: HexBytes(unsafe withUnsafeBytes(of: key) { unsafe Array($0) }), value: HexBytes(value)))
+        }
+        if information.isPerCPU {
+            for key in try keys() { if let value = try raw(key) { add(key, value) } }
+        } else {
+            for (key, value) in try entries() { add(key, unsafe withUnsafeBytes(of: value) { unsafe Array($0) }) }
+        }
+        return MapImage(name: name, information: information, entries: result)
+    }
+
+    /// Takes an open map; throws `.layout` when its sizes are not those of the types.
+    public init(_ descriptor: consuming OwnedDescriptor, name: String) throws(BPFError) {
+        let shared = SharedDescriptor(descriptor)
+        information = try BPFMapInformation(shared, name: name)
         self.name = name
-        self.descriptor = shared
+        content = .kernel(shared)
+        try checkSizes()
     }
 
     /// Opens a pinned map.
@@ -86,18 +140,26 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     }
 
     /// One value per possible CPU; a single one for maps that are not per CPU.
-    public func lookupPerCPU(_ key: Key) throws(BPFError) -> [Value]? {
+    public func lookupPerCPU(_ key: Key) throws(BPFError) -> [Value]? { try raw(key).map { values($0[...]) } }
+
+    /// The bytes of a value, of per-CPU maps of all values.
+    private func raw(_ key: Key) throws(BPFError) -> [UInt8]? {
+        if case .image(let index) = content {
+            return index.lookup(unsafe withUnsafeBytes(of: key) { unsafe Array($0) })
+        }
+        let map = try descriptor.rawValue
         var buffer = [UInt8](repeating: 0, count: valueBytes)
         let result = unsafe withUnsafeBytes(of: key) {
-            unsafe bpf_map_lookup_elem(descriptor.rawValue, $0.baseAddress, &buffer)
+            unsafe bpf_map_lookup_elem(map, $0.baseAddress, &buffer)
         }
         if result == -ENOENT { return nil }
         try check(result, "look up in map", name)
-        return values(buffer[...])
+        return buffer
     }
 
     /// Sets a key's value; `flags`: BPF_ANY 0, BPF_NOEXIST 1, BPF_EXIST 2.
     public func update(_ key: Key, _ value: Value, flags: UInt64 = 0) throws(BPFError) {
+        let map = try descriptor.rawValue
         var result = ENOMEM
         // A map that is not preallocated takes entries from a small stock, which the kernel fills
         // up a moment later: many updates at once can find it empty.
@@ -105,7 +167,7 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
             if attempt > 0 { usleep(1000) }
             result = unsafe withUnsafeBytes(of: key) { key in
                 unsafe withUnsafeBytes(of: value) { value in
-                    unsafe bpf_map_update_elem(descriptor.rawValue, key.baseAddress, value.baseAddress, flags)
+                    unsafe bpf_map_update_elem(map, key.baseAddress, value.baseAddress, flags)
                 }
             }
         }
@@ -116,9 +178,8 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     /// Removes a key; false when it was not there.
     @discardableResult
     public func delete(_ key: Key) throws(BPFError) -> Bool {
-        let result = unsafe withUnsafeBytes(of: key) {
-            unsafe bpf_map_delete_elem(descriptor.rawValue, $0.baseAddress)
-        }
+        let map = try descriptor.rawValue
+        let result = unsafe withUnsafeBytes(of: key) { unsafe bpf_map_delete_elem(map, $0.baseAddress) }
         if result == -ENOENT { return false }
         try check(result, "delete from map", name)
         BPFWork.note()
@@ -128,9 +189,10 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     /// Removes a key and returns its last value, as one step where the kernel can (hash maps:
     /// 5.14); before, counts that arrive between the two steps are lost.
     public func lookupAndDelete(_ key: Key) throws(BPFError) -> Value? {
+        let map = try descriptor.rawValue
         var buffer = [UInt8](repeating: 0, count: valueBytes)
         let result = unsafe withUnsafeBytes(of: key) {
-            unsafe bpf_map_lookup_and_delete_elem(descriptor.rawValue, $0.baseAddress, &buffer)
+            unsafe bpf_map_lookup_and_delete_elem(map, $0.baseAddress, &buffer)
         }
         if result == -ENOENT { return nil }
         if result == -ENOTSUP || result == -EINVAL || result == -524 {
@@ -143,9 +205,10 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
 
     /// Whether `lookupAndDelete` is one step here. The key must be one that is not there.
     public func takesInOneStep(absent key: Key) -> Bool {
+        guard let map = try? descriptor.rawValue else { return false }
         var buffer = [UInt8](repeating: 0, count: valueBytes)
         return unsafe withUnsafeBytes(of: key) {
-            unsafe bpf_map_lookup_and_delete_elem(descriptor.rawValue, $0.baseAddress, &buffer)
+            unsafe bpf_map_lookup_and_delete_elem(map, $0.baseAddress, &buffer)
         } == -ENOENT
     }
 
@@ -155,6 +218,9 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     /// Every entry. Entries that come or go meanwhile may be missed; none that stays
     /// is missed or told twice.
     public func entries() throws(BPFError) -> [(key: Key, value: Value)] {
+        if case .image(let index) = content, !information.isPerCPU {
+            return index.image.entries.map { (Self.key($0.key.bytes), values($0.value.bytes[...])[0]) }
+        }
         if !information.isPerCPU, let batched = try entriesInBatches() { return batched }
         var result: [(key: Key, value: Value)] = []
         for key in try keys() {
@@ -166,6 +232,8 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     /// Every key. When the entry under the cursor goes, the kernel starts from the
     /// first one; what was told already is passed over.
     public func keys() throws(BPFError) -> [Key] {
+        if case .image(let index) = content { return index.keys.map(Self.key) }
+        let map = try descriptor.rawValue
         var result: [Key] = []
         var seen: Set<[UInt8]> = []
         var current: [UInt8]?
@@ -173,15 +241,15 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
         for _ in 0..<(information.maximumEntries * 2 + 16) {
             let status =
                 if let cursor = current {
-                    unsafe bpf_map_get_next_key(descriptor.rawValue, cursor, &next)
+                    unsafe bpf_map_get_next_key(map, cursor, &next)
                 } else {
-                    unsafe bpf_map_get_next_key(descriptor.rawValue, nil, &next)
+                    unsafe bpf_map_get_next_key(map, nil, &next)
                 }
             if status == -ENOENT { break }
             try check(status, "iterate map", name)
             current = next
             if seen.insert(next).inserted {
-                result.append(unsafe next.withUnsafeBytes { unsafe $0.loadUnaligned(as: Key.self) })
+                result.append(Self.key(next))
             }
         }
         return result
@@ -189,6 +257,7 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
 
     /// By `BPF_MAP_LOOKUP_BATCH` (5.6); nil where the map type or kernel has none.
     private func entriesInBatches() throws(BPFError) -> [(key: Key, value: Value)]? {
+        let map = try descriptor.rawValue
         let chunk = min(information.maximumEntries, 4096)
         var keys = [UInt8](repeating: 0, count: chunk * MemoryLayout<Key>.size)
         var values = [UInt8](repeating: 0, count: chunk * valueBytes)
@@ -201,9 +270,9 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
             var out = cursor
             let status: Int32
             if first {
-                status = unsafe bpf_map_lookup_batch(descriptor.rawValue, nil, &out, &keys, &values, &count, nil)
+                status = unsafe bpf_map_lookup_batch(map, nil, &out, &keys, &values, &count, nil)
             } else {
-                status = unsafe bpf_map_lookup_batch(descriptor.rawValue, &cursor, &out, &keys, &values, &count, nil)
+                status = unsafe bpf_map_lookup_batch(map, &cursor, &out, &keys, &values, &count, nil)
             }
             if status < 0 && status != -ENOENT {
                 // Not for this type, or a bucket larger than the chunk: one by one.
@@ -228,6 +297,11 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     private var valueBytes: Int {
         let size = MemoryLayout<Value>.size
         return information.isPerCPU ? (size + 7) & ~7 * possibleCPUs : size
+    }
+
+    private static func key(_ bytes: [UInt8]) -> Key {
+        precondition(bytes.count == MemoryLayout<Key>.size)
+        return unsafe bytes.withUnsafeBytes { unsafe $0.loadUnaligned(as: Key.self) }
     }
 
     private func values(_ buffer: ArraySlice<UInt8>) -> [Value] {
@@ -264,10 +338,19 @@ public final class BPFArrayMapping<Value: BitwiseCopyable & Sendable>: @unchecke
         stride = (MemoryLayout<Value>.size + 7) & ~7
         let page = Int(sysconf(Int32(_SC_PAGESIZE)))
         length = (count * stride + page - 1) / page * page
-        guard let pointer = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, MAP_SHARED, map.descriptor.rawValue, 0),
+        let descriptor = try? map.descriptor.rawValue
+        // Of an archive it is memory of our own.
+        let flags = descriptor == nil ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED
+        guard let pointer = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, flags, descriptor ?? -1, 0),
             unsafe pointer != UnsafeMutableRawPointer(bitPattern: -1)
         else { throw .call("map into memory", subject: map.name, .current) }
         unsafe base = pointer
+        guard descriptor == nil else { return }
+        for entry in try map.image().entries {
+            let index = unsafe Int(entry.key.bytes.withUnsafeBytes { unsafe $0.loadUnaligned(as: UInt32.self) })
+            guard index < count, entry.value.bytes.count <= stride else { continue }
+            unsafe (base + index * stride).copyMemory(from: entry.value.bytes, byteCount: entry.value.bytes.count)
+        }
     }
 
     deinit { unsafe munmap(base, length) }

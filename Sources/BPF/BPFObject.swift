@@ -36,6 +36,29 @@ public struct BPFProgram: Sendable {
             machineSize: info.jited_prog_len)
     }
 
+    /// Runs and time of a program in the kernel, while `kernel.bpf_stats_enabled` is 1 (5.1).
+    public struct Use: Sendable, Hashable {
+        public var runs: UInt64
+        public var nanoseconds: UInt64
+
+        public init(runs: UInt64, nanoseconds: UInt64) {
+            self.runs = runs
+            self.nanoseconds = nanoseconds
+        }
+    }
+
+    /// By the program's identifier; nil: it is gone.
+    public static func use(identifier: UInt32) throws(BPFError) -> Use? {
+        let result = bpf_prog_get_fd_by_id(identifier)
+        if result == -ENOENT { return nil }
+        try check(result, "open program", "\(identifier)")
+        let program = OwnedDescriptor(owning: result)
+        var info = bpf_prog_info()
+        var length = UInt32(MemoryLayout<bpf_prog_info>.size)
+        try check(unsafe bpf_obj_get_info_by_fd(program.rawValue, &info, &length), "describe program", "\(identifier)")
+        return Use(runs: info.run_cnt, nanoseconds: info.run_time_ns)
+    }
+
     /// What a test run returned.
     public struct TestResult: Sendable {
         /// The program's verdict, `TC_ACT_…`; -1 unspecified.

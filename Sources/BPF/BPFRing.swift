@@ -2,20 +2,32 @@
 
 internal import CLibbpf
 internal import Glibc
-public import SystemDescriptors
+internal import SystemDescriptors
 
 /// A ring buffer map (`BPF_MAP_TYPE_RINGBUF`, kernel 5.8).
 public struct BPFRingMap: Sendable {
     public let name: String
-    public let descriptor: SharedDescriptor
+    /// Nil: it is of an archive, which keeps no events.
+    let descriptor: SharedDescriptor?
     public let information: BPFMapInformation
 
     /// Opens a pinned ring buffer.
     public init(pinned path: String, name: String) throws(BPFError) {
         self.name = name
-        descriptor = SharedDescriptor(try openPinned(path))
-        information = try BPFMapInformation(descriptor, name: name)
+        let shared = SharedDescriptor(try openPinned(path))
+        descriptor = shared
+        information = try BPFMapInformation(shared, name: name)
     }
+
+    /// One of an archive, which can be described and not read.
+    public init(_ image: MapImage) {
+        name = image.name
+        information = image.information
+        descriptor = nil
+    }
+
+    /// What an archive keeps of it: no events, which are told once, to who listens.
+    public var image: MapImage { MapImage(name: name, information: information, entries: []) }
 }
 
 /// Takes records out of a ring buffer. One at a time may exist for a buffer.
@@ -30,9 +42,10 @@ public struct BPFRingReader: ~Copyable {
     }
 
     public init(_ map: BPFRingMap) throws(BPFError) {
+        guard let descriptor = map.descriptor else { throw .archived(subject: "map \(map.name)") }
         let records = Records()
         let ring: OpaquePointer? = unsafe ring_buffer__new(
-            map.descriptor.rawValue,
+            descriptor.rawValue,
             { context, data, size in
                 guard let context = unsafe context, let data = unsafe data else { return 0 }
                 let records = unsafe Unmanaged<Records>.fromOpaque(context).takeUnretainedValue()

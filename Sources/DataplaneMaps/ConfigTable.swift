@@ -96,8 +96,8 @@ public struct DataplaneConfig: Sendable, Hashable, Codable {
 public struct ConfigTable: Sendable {
     let map: BPFMap<UInt32, wgp_config>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        map = try BPFMap(pinned: layout.map("config"), name: "config")
+    init(_ source: some MapSource) throws(BPFError) {
+        map = try source.open("config")
     }
 
     /// What is in force; the second value is the generation.

@@ -13,8 +13,8 @@ public struct CounterValue: Sendable, Hashable, Codable {
 public struct CounterTable: Sendable {
     let map: BPFMap<UInt32, wgp_counter>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        map = try BPFMap(pinned: layout.map("counters"), name: "counters")
+    init(_ source: some MapSource) throws(BPFError) {
+        map = try source.open("counters")
     }
 
     /// The sum over all CPUs.

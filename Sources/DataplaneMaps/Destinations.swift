@@ -38,9 +38,9 @@ public struct DestinationTable: Sendable {
     let owners: BPFMap<UInt32, wgp_peer>
     private let mapping: BPFArrayMapping<wgp_destination>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        map = try BPFMap(pinned: layout.map("destinations"), name: "destinations")
-        owners = try BPFMap(pinned: layout.map("peers"), name: "peers")
+    init(_ source: some MapSource) throws(BPFError) {
+        map = try source.open("destinations")
+        owners = try source.open("peers")
         mapping = try BPFArrayMapping(map)
     }
 

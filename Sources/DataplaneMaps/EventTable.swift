@@ -26,9 +26,9 @@ public struct EventTable: Sendable {
     let control: BPFMap<UInt32, wgp_event_control>
     let ring: BPFRingMap
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        control = try BPFMap(pinned: layout.map("event_control"), name: "event_control")
-        ring = try BPFRingMap(pinned: layout.map("events"), name: "events")
+    init(_ source: some MapSource) throws(BPFError) {
+        control = try source.open("event_control")
+        ring = try source.openRing("events")
     }
 
     /// Events of a kind are made until a time of CLOCK_MONOTONIC; of drops one in `sample`.
@@ -86,9 +86,9 @@ public struct FragmentTable: Sendable {
     let ipv4: BPFMap<wgp_fragment_key4, wgp_fragment_value>
     let ipv6: BPFMap<wgp_fragment_key6, wgp_fragment_value>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        ipv4 = try BPFMap(pinned: layout.map("fragments4"), name: "fragments4")
-        ipv6 = try BPFMap(pinned: layout.map("fragments6"), name: "fragments6")
+    init(_ source: some MapSource) throws(BPFError) {
+        ipv4 = try source.open("fragments4")
+        ipv6 = try source.open("fragments6")
     }
 
     /// Source, destination, identification as it stands in the header, and the node's own address.

@@ -21,7 +21,7 @@ public struct DataplaneFeatures: Sendable {
     /// Loads programs and makes maps in a pin folder, which must be an empty one.
     public static func probe(_ layout: PinLayout) throws(BPFError) -> (DataplaneFeatures, DataplanePrograms) {
         let programs = try DataplanePrograms(layout)
-        let maps = try PinnedMaps(layout)
+        let maps = try NodeMaps(layout)
         var isCompiled = true
         for entry in programs.all where try entry.program.information().machineSize == 0 { isCompiled = false }
         let features = DataplaneFeatures(

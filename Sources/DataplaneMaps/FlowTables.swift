@@ -63,9 +63,9 @@ public struct FlowTable: Sendable {
     let ipv4: BPFMap<wgp_flow_key4, wgp_flow>
     let ipv6: BPFMap<wgp_flow_key6, wgp_flow>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        ipv4 = try BPFMap(pinned: layout.map("flows4"), name: "flows4")
-        ipv6 = try BPFMap(pinned: layout.map("flows6"), name: "flows6")
+    init(_ source: some MapSource) throws(BPFError) {
+        ipv4 = try source.open("flows4")
+        ipv6 = try source.open("flows6")
     }
 
     /// Entries that each family's table has room for.
@@ -161,9 +161,9 @@ public struct MasqueradeTable: Sendable {
     let ipv4: BPFMap<wgp_masquerade_key4, wgp_masquerade>
     let ipv6: BPFMap<wgp_masquerade_key6, wgp_masquerade>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        ipv4 = try BPFMap(pinned: layout.map("masquerade4"), name: "masquerade4")
-        ipv6 = try BPFMap(pinned: layout.map("masquerade6"), name: "masquerade6")
+    init(_ source: some MapSource) throws(BPFError) {
+        ipv4 = try source.open("masquerade4")
+        ipv6 = try source.open("masquerade6")
     }
 
     public func entries() throws(BPFError) -> [MasqueradeKey: MasqueradeEntry] {

@@ -18,7 +18,7 @@ public struct DumpNames: Sendable {
     func interface(_ index: UInt32) -> ManifestValue { .string(interfaces[index] ?? (index == 0 ? "-" : "\(index)")) }
 }
 
-extension PinnedMaps {
+extension NodeMaps {
     /// Names of all maps.
     public static let names = [
         "allowed_sources4", "allowed_sources6", "config", "counters", "destinations", "endpoints4", "endpoints6",
@@ -112,7 +112,7 @@ extension PinnedMaps {
                     ])
                 }
         case "guard_prefixes4", "guard_prefixes6":
-            guard let table = try? GuardTable(layout) else { return [] }
+            guard let table = guardPrefixes else { return [] }
             return try table.entries().filter { $0.key.family == family }.sorted { $0.key < $1.key }.map {
                 .object(["prefix": .string($0.key.description), "kind": .string("\($0.value)")])
             }

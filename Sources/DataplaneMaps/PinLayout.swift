@@ -41,6 +41,9 @@ public struct PinLayout: Sendable, Hashable {
     /// Whether something of any version is there.
     public var isAnyVersionThere: Bool { !versions.isEmpty || fileExists(guardFolder) }
 
+    /// Versions of which something is there.
+    public var presentVersions: [Int] { versions.compactMap { Int($0.split(separator: "/v").last ?? "") }.sorted() }
+
     /// Whether something of this version is there.
     public var exists: Bool { fileExists(folder) }
 

@@ -27,13 +27,13 @@ public struct RouteTable: Sendable {
     let prefixes6: BPFMap<wgp_prefix6, wgp_route>
     private let config: ConfigTable
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        addresses = try AddressTable(layout, "route_addresses")
-        blocks4 = try BPFMap(pinned: layout.map("route_blocks4"), name: "route_blocks4")
-        blocks6 = try BPFMap(pinned: layout.map("route_blocks6"), name: "route_blocks6")
-        prefixes4 = try BPFMap(pinned: layout.map("route_prefixes4"), name: "route_prefixes4")
-        prefixes6 = try BPFMap(pinned: layout.map("route_prefixes6"), name: "route_prefixes6")
-        config = try ConfigTable(layout)
+    init(_ source: some MapSource) throws(BPFError) {
+        addresses = try AddressTable(source, "route_addresses")
+        blocks4 = try source.open("route_blocks4")
+        blocks6 = try source.open("route_blocks6")
+        prefixes4 = try source.open("route_prefixes4")
+        prefixes6 = try source.open("route_prefixes6")
+        config = try ConfigTable(source)
     }
 
     /// Sets a route. A prefix that changes its place is in both for a moment, never in none.

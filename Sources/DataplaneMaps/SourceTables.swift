@@ -8,8 +8,8 @@ public import Model
 public struct InterfaceTable: Sendable {
     let map: BPFMap<UInt32, wgp_interface>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        map = try BPFMap(pinned: layout.map("interfaces"), name: "interfaces")
+    init(_ source: some MapSource) throws(BPFError) {
+        map = try source.open("interfaces")
     }
 
     /// All addresses of this device's pod are known: no others may send.
@@ -42,9 +42,9 @@ public struct AllowedSourceTable: Sendable {
     let ipv4: BPFMap<wgp_source4, UInt32>
     let ipv6: BPFMap<wgp_source6, UInt32>
 
-    init(_ layout: PinLayout) throws(BPFError) {
-        ipv4 = try BPFMap(pinned: layout.map("allowed_sources4"), name: "allowed_sources4")
-        ipv6 = try BPFMap(pinned: layout.map("allowed_sources6"), name: "allowed_sources6")
+    init(_ source: some MapSource) throws(BPFError) {
+        ipv4 = try source.open("allowed_sources4")
+        ipv6 = try source.open("allowed_sources6")
     }
 
     public func update(_ source: AllowedSource) throws(BPFError) {
@@ -106,9 +106,9 @@ public struct GuardTable: Sendable {
     let ipv6: BPFMap<wgp_prefix6, wgp_guard_prefix>
 
     /// The maps are there once a guard program has been loaded.
-    public init(_ layout: PinLayout) throws(BPFError) {
-        ipv4 = try BPFMap(pinned: layout.map("guard_prefixes4"), name: "guard_prefixes4")
-        ipv6 = try BPFMap(pinned: layout.map("guard_prefixes6"), name: "guard_prefixes6")
+    public init(_ source: some MapSource) throws(BPFError) {
+        ipv4 = try source.open("guard_prefixes4")
+        ipv6 = try source.open("guard_prefixes6")
     }
 
     public func update(_ prefix: CIDR, _ kind: GuardKind) throws(BPFError) {

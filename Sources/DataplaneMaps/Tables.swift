@@ -9,9 +9,9 @@ struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
     let ipv4: BPFMap<wgp_address4, Value>
     let ipv6: BPFMap<wgp_address6, Value>
 
-    init(_ layout: PinLayout, _ name: String) throws(BPFError) {
-        ipv4 = try BPFMap(pinned: layout.map(name + "4"), name: name + "4")
-        ipv6 = try BPFMap(pinned: layout.map(name + "6"), name: name + "6")
+    init(_ source: some MapSource, _ name: String) throws(BPFError) {
+        ipv4 = try source.open(name + "4")
+        ipv6 = try source.open(name + "6")
     }
 
     func lookup(_ address: IPAddress) throws(BPFError) -> Value? {
@@ -58,7 +58,7 @@ public struct LocalAddress: Sendable, Hashable, Codable {
 public struct LocalTable: Sendable {
     let table: AddressTable<wgp_local>
 
-    init(_ layout: PinLayout) throws(BPFError) { table = try AddressTable(layout, "locals") }
+    init(_ source: some MapSource) throws(BPFError) { table = try AddressTable(source, "locals") }
 
     public func update(_ address: IPAddress, _ local: LocalAddress) throws(BPFError) {
         try table.update(
@@ -81,7 +81,7 @@ public struct LocalTable: Sendable {
 public struct EndpointTable: Sendable {
     let table: AddressTable<wgp_endpoint>
 
-    init(_ layout: PinLayout) throws(BPFError) { table = try AddressTable(layout, "endpoints") }
+    init(_ source: some MapSource) throws(BPFError) { table = try AddressTable(source, "endpoints") }
 
     public func update(_ endpoint: Endpoint, slot: Int) throws(BPFError) {
         try table.update(endpoint.address, wgp_endpoint(slot: UInt32(slot), port: endpoint.port.bigEndian, pad: 0))

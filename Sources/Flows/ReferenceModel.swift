@@ -47,6 +47,12 @@ public struct ReferenceModel: Sendable {
         public var packet: [UInt8]?
         /// The packet is an ICMP answer, which is limited in number: it may be a drop too.
         public var isAnswer = false
+        /// How it went, or why it was dropped, as the programs count it; nil: they do not, or the model does not say.
+        public var reason: Reason?
+
+        static func drop(_ reason: Reason, mark: UInt32) -> Outcome {
+            Outcome(verdict: .drop, mark: mark, reason: reason)
+        }
     }
 
     public var config: DataplaneConfig
@@ -120,27 +126,29 @@ public struct ReferenceModel: Sendable {
     // MARK: Hooks
 
     func unparsed(_ packet: ParsedPacket, _ input: Input, mark: UInt32) -> Outcome {
-        if packet == .malformed, config.isStrict { return Outcome(verdict: .drop, mark: mark) }
+        if packet == .malformed, config.isStrict { return .drop(.dropUnparsable, mark: mark) }
         return Outcome(verdict: .pass, mark: mark, packet: input.bytes)
     }
 
     public mutating func fromPod(_ input: Input) -> Outcome {
         let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
-        let drop = Outcome(verdict: .drop, mark: input.mark)
-        if parsed == .wrapped { return drop }
+        func drop(_ reason: Reason) -> Outcome { .drop(reason, mark: input.mark) }
+        if parsed == .wrapped { return drop(.dropUnparsable) }
         guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
         guard let device = config[facts.source.family] else {
             return Outcome(verdict: .pass, mark: input.mark, packet: input.bytes)
         }
         let flow = decide(facts, interface: input.interface, reply: 0, isPod: true, isCounted: false)
-        if flow.isSpoofed { return drop }
+        if flow.isSpoofed { return drop(.dropSpoofed) }
         let action = actions[flow.slot] ?? .clear
-        if action == .drop, !flow.isPassed { return drop }
+        if action == .drop, !flow.isPassed { return drop(.dropNoTunnel) }
         if action == .tunnel, !flow.isPassed {
             if config.isDirect, facts.fragment == .whole, facts.hopLimit > 1 {
                 var packet = ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)
                 if device.mtu != 0, packet.size(segment: input.segment) > Int(device.mtu), !facts.maySplit {
-                    guard let answer = packet.tooBig(mtu: device.mtu, from: device.address) else { return drop }
+                    guard let answer = packet.tooBig(mtu: device.mtu, from: device.address) else {
+                        return drop(.dropTooBigQuiet)
+                    }
                     return Outcome(verdict: .redirect, mark: input.mark, packet: answer, isAnswer: true)
                 }
                 packet.hop()
@@ -148,7 +156,7 @@ public struct ReferenceModel: Sendable {
                 return redirect(flow, packet.bytes)
             }
         } else if flow.slot != DestinationSlot.local, isStrictLeak(flow) {
-            return drop
+            return drop(.dropClear)
         }
         return Outcome(
             verdict: .pass, mark: input.mark & ~PacketMark.host | PacketMark.counted, packet: input.bytes)
@@ -159,7 +167,7 @@ public struct ReferenceModel: Sendable {
         let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
         guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: mark) }
         let pass = Outcome(verdict: .pass, mark: mark, packet: input.bytes)
-        let drop = Outcome(verdict: .drop, mark: mark)
+        func drop(_ reason: Reason) -> Outcome { .drop(reason, mark: mark) }
         guard let device = config[facts.source.family] else { return pass }
         let isMarked = [config.firewallMark, config.oldFirewallMark].contains { $0 != 0 && mark & $0 == $0 }
         let isOuter =
@@ -171,19 +179,19 @@ public struct ReferenceModel: Sendable {
             [config.ipv4?.interface, config.ipv6?.interface].contains(input.ingress),
             slot(of: facts.destination) != DestinationSlot.outside
         {
-            return drop
+            return drop(.dropNotHere)
         }
         let flow = decide(
             facts, interface: input.ingress, reply: input.interface, isPod: false,
             isCounted: input.mark & PacketMark.counted != 0)
         let action = actions[flow.slot] ?? .clear
-        if action == .drop { return drop }
+        if action == .drop { return drop(.dropNoTunnel) }
         var packet = ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)
         if action == .tunnel, !flow.isPassed {
             if device.mtu != 0, packet.size(segment: input.segment) > Int(device.mtu), !facts.maySplit,
                 facts.fragment == .whole
             {
-                guard let answer = packet.tooBig(mtu: device.mtu, from: nil) else { return drop }
+                guard let answer = packet.tooBig(mtu: device.mtu, from: nil) else { return drop(.dropTooBigQuiet) }
                 // To whom it came from, or in again by the uplink.
                 let answerMark = input.ingress == 0 ? PacketMark.counted : mark
                 return Outcome(verdict: .redirect, mark: answerMark, packet: answer, isAnswer: true)
@@ -192,17 +200,17 @@ public struct ReferenceModel: Sendable {
             return redirect(flow, packet.bytes)
         }
         if flow.slot == DestinationSlot.outside {
-            return config.isStrict && carriesPods(packet) ? drop : pass
+            return config.isStrict && carriesPods(packet) ? drop(.dropEncapsulated) : pass
         }
-        return isStrictLeak(flow) ? drop : pass
+        return isStrictLeak(flow) ? drop(.dropClear) : pass
     }
 
     public mutating func fromUplink(_ input: Input) -> Outcome {
         let pass = Outcome(verdict: .pass, mark: input.mark & ~PacketMark.counted, packet: input.bytes)
-        let drop = Outcome(verdict: .drop, mark: input.mark)
+        func drop(_ reason: Reason) -> Outcome { .drop(reason, mark: input.mark) }
         if input.mark & PacketMark.counted != 0 { return pass }
         let parsed = ParsedPacket(input.bytes, hasEthernet: input.hasEthernet)
-        if parsed == .wrapped, config.isStrict { return drop }
+        if parsed == .wrapped, config.isStrict { return drop(.dropUnparsable) }
         guard case .facts(let facts) = parsed else { return unparsed(parsed, input, mark: input.mark) }
         guard let device = config[facts.source.family] else { return pass }
         let local = locals[facts.destination]
@@ -211,7 +219,7 @@ public struct ReferenceModel: Sendable {
             if facts.fragment == .later {
                 if isKnown { return pass }
             } else if device.listens(on: facts.destinationPort) {
-                guard isKnown || config.admitsAnybody else { return drop }
+                guard isKnown || config.admitsAnybody else { return drop(.dropUnknownEndpoint) }
                 guard device.otherPort != 0, !listeningPorts.contains(facts.destinationPort) else { return pass }
                 let isOwn = facts.destinationPort == device.listeningPort
                 let port = isOwn ? device.otherPort : device.listeningPort
@@ -223,11 +231,11 @@ public struct ReferenceModel: Sendable {
         }
         let source = slot(of: facts.source)
         if wasPromised(facts, local, source) {
-            if config.isStrict { return drop }
+            if config.isStrict { return drop(.dropClearArrived) }
         } else if source == DestinationSlot.outside,
             carriesPods(ReferencePacket(input.bytes, facts, hasEthernet: input.hasEthernet)), config.isStrict
         {
-            return drop
+            return drop(.dropEncapsulated)
         }
         guard local != nil else { return pass }
         let own = key(facts, interface: input.interface)
@@ -278,7 +286,8 @@ public struct ReferenceModel: Sendable {
 
     private func redirect(_ flow: Flow, _ packet: [UInt8]) -> Outcome {
         Outcome(
-            verdict: .redirect, mark: PacketMark.counted | (flow.isHost ? PacketMark.host : 0), packet: packet)
+            verdict: .redirect, mark: PacketMark.counted | (flow.isHost ? PacketMark.host : 0), packet: packet,
+            reason: .tunnelled)
     }
 
     mutating func account(_ key: FlowKey, _ facts: PacketFacts) {

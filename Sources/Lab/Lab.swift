@@ -239,8 +239,8 @@ public actor Lab {
     }
 
     /// The maps of a node, opened from outside.
-    public nonisolated func maps(_ node: String) throws -> PinnedMaps {
-        try PinnedMaps(PinLayout(root: paths.pins(node)))
+    public nonisolated func maps(_ node: String) throws -> NodeMaps {
+        try NodeMaps(PinLayout(root: paths.pins(node)))
     }
 
     /// Factor for all deadlines, for emulated machines: `$WGPLANE_LAB_PATIENCE`.

@@ -80,7 +80,7 @@ public struct LabCheck: Sendable {
         var names: [IPAddress: String] = [:]
         for pod in pods { for address in pod.addresses { names[address] = pod.name } }
         for family in lab.spec.families { names[LabAddresses.node(number, family)] = node }
-        let flows = try FlowReader(maps).biflows(names: names)
+        let flows = try FlowReader(maps).biflows(FlowNames(addresses: names))
         for index in pairs.indices {
             let pair = pairs[index]
             let matching = flows.filter {

@@ -13,7 +13,7 @@ internal import Reconciler
 /// slots' actions, then the programs; what is wanted no more goes after what is new is there.
 /// The maps are pinned and outlive the agent; the next one adopts them as they are.
 public struct EBPFSteering: SteeringBackend {
-    public let maps: PinnedMaps
+    public let maps: NodeMaps
     public let mechanism: AttachmentMechanism
     let layout: PinLayout
     private var programs: DataplanePrograms
@@ -41,7 +41,7 @@ public struct EBPFSteering: SteeringBackend {
         self.layout = layout
         try layout.create()
         programs = try DataplanePrograms(layout, mechanism: mechanism)
-        maps = try PinnedMaps(layout)
+        maps = try NodeMaps(layout)
         try adopt()
     }
 

@@ -71,6 +71,17 @@ public func makeFolders(_ path: String, mode: UInt32 = 0o755) throws(Errno) {
     }
 }
 
+/// Gives a file another name in one step; what had that name is gone.
+public func renameFile(_ path: String, _ other: String) throws(Errno) {
+    guard unsafe rename(path, other) == 0 else { throw Errno.current }
+}
+
+/// Release of the running kernel, as `uname -r` tells it.
+public var kernelRelease: String {
+    let bytes = (try? readFile("/proc/sys/kernel/osrelease")) ?? []
+    return String(decoding: bytes.prefix { $0 != 10 }, as: UTF8.self)
+}
+
 /// Removes a file; what is not there is no error.
 public func removeFile(_ path: String) throws(Errno) {
     if unsafe unlink(path) != 0 {

@@ -12,6 +12,18 @@ public struct DeviceState: Sendable, Hashable {
     public var listeningPort: UInt16
     public var firewallMark: UInt32
     public var peers: [PublicKey: PeerState]
+
+    public init(
+        name: String, interface: UInt32, publicKey: PublicKey? = nil, listeningPort: UInt16, firewallMark: UInt32,
+        peers: [PublicKey: PeerState]
+    ) {
+        self.name = name
+        self.interface = interface
+        self.publicKey = publicKey
+        self.listeningPort = listeningPort
+        self.firewallMark = firewallMark
+        self.peers = peers
+    }
 }
 
 /// A peer as the device has it.
@@ -24,6 +36,18 @@ public struct PeerState: Sendable, Hashable {
     public var lastHandshake: Int64?
     public var receivedBytes: UInt64
     public var sentBytes: UInt64
+
+    public init(
+        endpoint: Endpoint? = nil, allowedIPs: Set<CIDR>, keepAlive: UInt16, lastHandshake: Int64? = nil,
+        receivedBytes: UInt64, sentBytes: UInt64
+    ) {
+        self.endpoint = endpoint
+        self.allowedIPs = allowedIPs
+        self.keepAlive = keepAlive
+        self.lastHandshake = lastHandshake
+        self.receivedBytes = receivedBytes
+        self.sentBytes = sentBytes
+    }
 }
 
 /// A change of a device: nil leaves a property as it is.

@@ -40,7 +40,9 @@ struct AgentCommand: AsyncParsableCommand {
         options.overrides =
             SettingOverride.environment(ProcessInfo.processInfo.environment)
             + (try settings.map { try SettingOverride.commandLine($0) })
-        let logger = agentLogger(logLevel)
+        // The run directory, for the log's last lines, is made before the first line.
+        try makeFolders(options.runDirectory, mode: 0o700)
+        let logger = agentLogger(logLevel, runDirectory: options.runDirectory)
         let store = try datastore.open(logger)
         _ = try await store.read()
         let service = AgentService(options: options, datastore: store, logger: logger)
@@ -70,7 +72,7 @@ struct CleanupCommand: AsyncParsableCommand {
     ]
 
     func run() async throws {
-        if let problem = try await NodeView(node.options).cleanUp(devices: device, datastore: datastore.open()) {
+        if let problem = try await NodeCleanup(node.options).cleanUp(devices: device, datastore: datastore.open()) {
             FileHandle.standardError.write(Data("wgplane: \(problem)\n".utf8))
         }
     }

@@ -18,7 +18,7 @@ struct DropsCommand: AsyncParsableCommand {
             each drop as it happens, or one in --sample. One command at a time can follow.
             """)
 
-    @OptionGroup var node: NodeOptions
+    @OptionGroup var source: ViewOptions
     @OptionGroup var datastore: DatastoreOptions
     @OptionGroup var output: OutputOptions
     @Flag(help: "Tell each drop as it happens, until interrupted.") var follow = false
@@ -34,14 +34,14 @@ struct DropsCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let view = NodeView(node.options)
         if follow {
+            let view = try source.liveView("--follow")
             let follower = EventFollower(
                 view: view, kind: .drop, sample: max(1, sample), seconds: seconds, format: output.format,
-                names: (try? await datastore.open().read()).map(NodeView.addressNames) ?? [:])
+                names: await view.names(try datastore.open()))
             return try await Task.detachedThread { try follower.run() }
         }
-        let rows = try view.maps().counters.readAll().filter(\.reason.isDrop).map {
+        let rows = try source.view().maps().counters.readAll().filter(\.reason.isDrop).map {
             Row(
                 reason: $0.reason.name, hook: $0.hook.name, packets: $0.value.packets, bytes: $0.value.bytes,
                 meaning: $0.reason.text)
@@ -126,10 +126,7 @@ struct EventFollower: Sendable {
 
     private func print(_ line: Line) throws {
         if format != .table {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-            encoder.dateEncodingStrategy = .iso8601
-            Swift.print(String(decoding: try encoder.encode(line), as: UTF8.self))
+            try Output.line(line)
             return
         }
         let time = line.time.formatted(.dateTime.hour().minute().second())

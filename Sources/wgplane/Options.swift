@@ -61,6 +61,30 @@ struct NodeOptions: ParsableArguments {
     }
 }
 
+/// Which node a command looks at: this one, or one as an archive has it.
+struct ViewOptions: ParsableArguments {
+    @OptionGroup var node: NodeOptions
+
+    @Option(
+        help: ArgumentHelp(
+            "Look at the node as `wgplane maps dump --all --output FILE` has kept it, on any machine.",
+            valueName: "file"))
+    var from: String?
+
+    func view() throws -> NodeView {
+        if let from { return NodeView(try NodeArchive(file: from)) }
+        return NodeView(node.options)
+    }
+
+    /// For what happens now.
+    func liveView(_ what: String) throws -> NodeView {
+        guard from == nil else {
+            throw ValidationError("\(what) tells what happens now, which an archive (--from) cannot")
+        }
+        return NodeView(node.options)
+    }
+}
+
 /// How a command prints.
 enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
     case table
@@ -76,9 +100,13 @@ struct OutputOptions: ParsableArguments {
 /// For commands whose output is their answer.
 let quietLogger = Logger(label: "wgplane") { _ in SwiftLogNoOpLogHandler() }
 
-/// Logs to standard error.
-func agentLogger(_ level: LogLevelChoice) -> Logger {
-    var logger = Logger(label: "wgplane") { StreamLogHandler.standardError(label: $0) }
+/// Logs to standard error, and keeps the last lines in the run directory.
+func agentLogger(_ level: LogLevelChoice, runDirectory: String) -> Logger {
+    var logger = Logger(label: "wgplane") {
+        MultiplexLogHandler([
+            StreamLogHandler.standardError(label: $0), RecentLog(label: $0, runDirectory: runDirectory),
+        ])
+    }
     logger.logLevel = level.level
     return logger
 }

@@ -21,6 +21,26 @@ enum Output {
         print(String(decoding: try encoder.encode(value), as: UTF8.self))
     }
 
+    /// Any value as one line of JSON, keys sorted.
+    static func line(_ value: some Encodable) throws {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        encoder.dateEncodingStrategy = .iso8601
+        print(String(decoding: try encoder.encode(value), as: UTF8.self))
+    }
+
+    /// `1.50 Mbit/s`.
+    static func rate(_ bits: Double) -> String {
+        let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"]
+        var value = bits
+        var unit = 0
+        while value >= 1000, unit < units.count - 1 {
+            value /= 1000
+            unit += 1
+        }
+        return unit == 0 ? "\(Int(value)) bit/s" : String(format: "%.2f %@", value, units[unit])
+    }
+
     /// JSON or YAML; false for a table, which the caller prints.
     static func structured(_ value: some Encodable, _ format: OutputFormat) throws -> Bool {
         switch format {

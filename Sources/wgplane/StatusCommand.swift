@@ -13,7 +13,7 @@ struct StatusCommand: AsyncParsableCommand {
         usage: "wgplane status [options]",
         discussion: "Reads the kernel and the agent's last report: works with the agent dead, and says so.")
 
-    @OptionGroup var node: NodeOptions
+    @OptionGroup var source: ViewOptions
     @OptionGroup var output: OutputOptions
 
     /// The JSON form; `schema` 1.
@@ -59,10 +59,11 @@ struct StatusCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let view = NodeView(node.options)
+        let view = try source.view()
         let answer = try answer(view)
         if try Output.structured(answer, output.format) { return }
-        printTable(answer)
+        if view.isArchive { print("as of \(view.date.formatted(.iso8601))") }
+        printTable(answer, at: view.date)
     }
 
     private func answer(_ view: NodeView) throws -> Answer {
@@ -94,7 +95,7 @@ struct StatusCommand: AsyncParsableCommand {
             })
     }
 
-    private func printTable(_ answer: Answer) {
+    private func printTable(_ answer: Answer, at date: Date) {
         let report = answer.report
         print("node: \(answer.node)")
         print(
@@ -119,7 +120,7 @@ struct StatusCommand: AsyncParsableCommand {
             )
             print("  host encryption: \(report.hostEncryption ? "on" : "off")")
         }
-        for device in answer.devices { printDevice(device, report) }
+        for device in answer.devices { printDevice(device, report, at: date) }
         let hooks = Dictionary(grouping: report.attachments, by: \.device).sorted { $0.key < $1.key }
         if !hooks.isEmpty {
             print("\nprograms:")
@@ -140,7 +141,7 @@ struct StatusCommand: AsyncParsableCommand {
         for problem in report.problems { print("  \(problem.severity.rawValue): \(problem)") }
     }
 
-    private func printDevice(_ device: Answer.Device, _ report: StatusReport) {
+    private func printDevice(_ device: Answer.Device, _ report: StatusReport, at date: Date) {
         print("\ninterface: \(device.name)")
         print("  public key: \(device.publicKey?.description ?? "none")")
         print("  private key: (hidden)")
@@ -148,7 +149,7 @@ struct StatusCommand: AsyncParsableCommand {
         print("  fwmark: 0x\(String(device.firewallMark, radix: 16))")
         print("  address: \(device.address?.description ?? "none yet")")
         print("  mtu: \(device.mtu)")
-        let now = Int64(Date().timeIntervalSince1970)
+        let now = Int64(date.timeIntervalSince1970)
         for peer in device.peers {
             print("\npeer: \(peer.publicKey)")
             print("  node: \(peer.node ?? "unknown") (\(peer.state ?? "retiring"), \(peer.action ?? "clear"))")

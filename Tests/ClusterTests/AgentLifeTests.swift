@@ -75,7 +75,7 @@ struct AgentLifeTests {
             #expect(entries.contains { $0["prefix"]?.text == "10.48.2.0/26" && $0["destination"]?.text == "node2" })
             let list = try await Cluster.wgplane(lab, "node1", "maps", "list")
             // The second lock's maps are there in strict mode only.
-            for name in PinnedMaps.names where !name.hasPrefix("guard_") { #expect(list.output.contains(name)) }
+            for name in NodeMaps.names where !name.hasPrefix("guard_") { #expect(list.output.contains(name)) }
             let cleaned = try await Cluster.wgplane(lab, "node1", "cleanup")
             #expect(cleaned.status == 0, "\(cleaned.output)")
             #expect(!FileManager.default.fileExists(atPath: lab.paths.pins("node1")))

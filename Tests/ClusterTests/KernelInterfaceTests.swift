@@ -116,7 +116,7 @@ struct KernelInterfaceTests {
             _ = try BPFMap<UInt64, UInt64>(pinned: layout.map("route_addresses4"), name: "route_addresses4")
         }
         #expect("\(String(describing: error))".contains("map route_addresses4 has another layout"))
-        let missing = #expect(throws: BPFError.self) { _ = try PinnedMaps(PinLayout(root: "/sys/fs/bpf/nowhere")) }
+        let missing = #expect(throws: BPFError.self) { _ = try NodeMaps(PinLayout(root: "/sys/fs/bpf/nowhere")) }
         #expect("\(String(describing: missing))".contains("/sys/fs/bpf/nowhere"))
     }
 
@@ -126,13 +126,13 @@ struct KernelInterfaceTests {
         defer { try? layout.remove() }
         try layout.create()
         _ = try DataplanePrograms(layout)
-        let first = try PinnedMaps(layout)
+        let first = try NodeMaps(layout)
         let prefix = try #require(CIDR("10.1.0.0/16"))
         try first.routes.update(prefix, slot: 9)
         first.destinations.setAction(9, .tunnel)
         first.destinations.raiseGeneration(9)
         _ = try DataplanePrograms(layout)
-        let second = try PinnedMaps(layout)
+        let second = try NodeMaps(layout)
         #expect(try second.routes.entries() == [prefix: 9])
         #expect(second.destinations[9].action == .tunnel && second.destinations[9].generation == 1)
     }

@@ -16,7 +16,7 @@ struct FlowTableTests {
         let answer = PacketBuilder(a.remotePod, a.pod).tcp(80, 40000, flags: 18).layer3()
         for _ in 0..<2 { _ = try harness.run(.fromWireGuard, answer) }
         let names = [try #require(IPAddress(a.pod)): "mine", try #require(IPAddress(a.remotePod)): "theirs"]
-        let flows = try FlowReader(harness.maps).biflows(names: names)
+        let flows = try FlowReader(harness.maps).biflows(FlowNames(addresses: names))
         #expect(flows.count == 1)
         let flow = try #require(flows.first)
         #expect(flow.sourceName == "mine" && flow.destinationName == "theirs" && flow.destinationPort == 80)

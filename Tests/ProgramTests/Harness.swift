@@ -19,14 +19,14 @@ final class Harness {
     static let firstPeer = DestinationSlot.firstPeer
 
     let layout: PinLayout
-    let maps: PinnedMaps
+    let maps: NodeMaps
     var programs: DataplanePrograms
 
     init() throws {
         layout = PinLayout(root: "/sys/fs/bpf/wgplane-test-\(getpid())-\(Int.random(in: 0..<1 << 30))")
         try layout.create()
         programs = try DataplanePrograms(layout)
-        maps = try PinnedMaps(layout)
+        maps = try NodeMaps(layout)
         maps.destinations.setAction(DestinationSlot.local, .stack)
         try configure()
         for (family, pool, block, own, remote, local, host, tunnel) in [

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Datastore
+internal import Logging
+public import Model
+internal import Netlink
+internal import Steering
+internal import SystemDescriptors
+internal import SystemPackage
+internal import WireGuard
+
+/// Takes away what agents have left on a node.
+public struct NodeCleanup: Sendable {
+    private let options: AgentOptions
+
+    public init(_ options: AgentOptions) { self.options = options }
+
+    /// Takes away everything that agents have left on this node: programs, maps, devices,
+    /// state; and before it, where the datastore can be written, what the other nodes know of it.
+    /// Returns what could not be withdrawn there.
+    public func cleanUp(devices: [String], datastore: any Datastore) async throws -> Problem? {
+        guard fileExists(options.runDirectory) else {
+            try removeAll(devices)
+            return nil
+        }
+        do {
+            let lock = try takeFileLock(options.lockPath, withinMilliseconds: 300)
+            var problem: Problem?
+            do {
+                let publication = Publication(
+                    node: options.node, datastore: datastore, logger: Logger(label: "cleanup"))
+                try await publication.withdraw(try await datastore.read())
+            } catch {
+                problem = Problem(
+                    .warning, resource: "Node/\(options.node)", field: "metadata.annotations",
+                    message: "still tells the others of this node's WireGuard (\(error))",
+                    remedy: "remove the annotations, or they go on sending into the tunnel")
+            }
+            try removeAll(devices)
+            try removeFile(StatusReport.path(runDirectory: options.runDirectory))
+            try removeFile(options.lockPath)
+            for path in RecentLog.paths(options.runDirectory) { try removeFile(path) }
+            lock.release()
+            try? removeFolder(options.runDirectory)
+            return problem
+        } catch let error as Errno where error == .wouldBlock {
+            throw ProblemsError(
+                Problem(
+                    resource: "Agent", field: "lock", value: options.lockPath, message: "an agent runs here",
+                    remedy: "stop it first"))
+        }
+    }
+
+    private func removeAll(_ devices: [String]) throws {
+        var failure: (any Error)?
+        func step(_ body: () throws -> Void) { do { try body() } catch { failure = failure ?? error } }
+        step { try EBPFSteering.removeAll(layout: options.layout) }
+        step { try RouteSteering.removeAll(stateFolder: options.runDirectory) }
+        for name in try DeviceManager.ownDevices(RouteSession(), named: devices) {
+            step { try BackendSelection.delete(device: name) }
+        }
+        step {
+            var settings = KernelSettings.ofWireGuard(folder: options.runDirectory)
+            try settings.restore()
+        }
+        step { try GuardState.remove(options.stateDirectory) }
+        try? removeFolder(options.stateDirectory)
+        if let failure { throw failure }
+    }
+}

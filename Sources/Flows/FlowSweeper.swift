@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BPF
+public import DataplaneMaps
+internal import Model
+
+/// Takes out flows and masquerade mappings that have ended or idled too long.
+public struct FlowSweeper: Sendable {
+    private let maps: NodeMaps
+
+    public init(_ maps: NodeMaps) { self.maps = maps }
+
+    /// Seconds without a packet after which a flow is over; Calico's values.
+    static func timeout(transport: UInt8, tcpFlags: UInt8) -> UInt64 {
+        switch transport {
+        case 6:
+            if tcpFlags & 0x04 != 0 { return 40 }
+            if tcpFlags & 0x01 != 0 { return 30 }
+            return tcpFlags & 0x10 != 0 ? 3600 : 20
+        case 17: return 60
+        case 1, 58: return 5
+        default: return 600
+        }
+    }
+
+    /// Seconds that a mapping outlives its last packet. An established connection may idle for
+    /// long and must find its port again: five days, as nf_conntrack has it.
+    static func mappingTimeout(transport: UInt8, tcpFlags: UInt8) -> UInt64 {
+        let ordinary = max(30, timeout(transport: transport, tcpFlags: tcpFlags))
+        if transport != 6 || ordinary != 3600 { return transport == 6 ? max(120, ordinary) : ordinary }
+        return 432_000
+    }
+
+    /// Share of a full table from which on flows that have not become any go first.
+    static let pressure = 0.8
+
+    /// A flow of one packet, or a TCP connection that nobody has answered: in a flood, most are.
+    static func isEmbryonic(transport: UInt8, entry: FlowEntry) -> Bool {
+        transport == 6 ? entry.tcpFlags & 0x10 == 0 : entry.packets < 2
+    }
+
+    /// One pass at a time of CLOCK_MONOTONIC; returns how many flows and mappings went.
+    ///
+    /// An entry is taken out in one step with its last counters: a packet that comes meanwhile
+    /// is counted in it, or makes another.
+    public func sweep(now: UInt64) throws -> (flows: Int, mappings: Int) {
+        var flows = 0
+        let entries = try maps.flows.entries()
+        for family in AddressFamily.allCases {
+            let own = entries.filter { $0.key.source.family == family }
+            let isCrowded = Double(own.count) > Self.pressure * Double(maps.flows.capacity)
+            for (key, entry) in own {
+                var seconds = Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags)
+                if isCrowded, Self.isEmbryonic(transport: key.transport, entry: entry) { seconds = min(seconds, 2) }
+                let limit = seconds * 1_000_000_000
+                if now > entry.last, now - entry.last > limit, try maps.flows.take(key) != nil { flows += 1 }
+            }
+        }
+        return (flows, try sweepMasquerade(now: now))
+    }
+
+    /// The half by which the answers to a mapping's packets come.
+    private static func reply(to key: MasqueradeKey, _ entry: MasqueradeEntry) -> MasqueradeKey {
+        let isICMP = key.transport == 1 || key.transport == 58
+        return MasqueradeKey(
+            source: key.destination, destination: entry.address,
+            sourcePort: isICMP ? entry.port : key.destinationPort, destinationPort: isICMP ? 0 : entry.port,
+            transport: key.transport, isOutgoing: false)
+    }
+
+    /// Both halves of a mapping go together, when neither has been used.
+    private func sweepMasquerade(now: UInt64) throws -> Int {
+        let entries = try maps.masquerade.entries()
+        var gone = 0
+        for (key, entry) in entries where key.isOutgoing {
+            let reply = Self.reply(to: key, entry)
+            let other = entries[reply]
+            let last = max(entry.last, other?.last ?? 0)
+            let limit =
+                Self.mappingTimeout(transport: key.transport, tcpFlags: entry.tcpFlags | (other?.tcpFlags ?? 0))
+                * 1_000_000_000
+            guard now > last, now - last > limit else { continue }
+            // A flow that has resumed meanwhile keeps its port.
+            let again = max(try maps.masquerade.lookup(key)?.last ?? 0, try maps.masquerade.lookup(reply)?.last ?? 0)
+            guard now > again, now - again > limit else { continue }
+            try maps.masquerade.delete(key)
+            try maps.masquerade.delete(reply)
+            gone += 1
+        }
+        // Replies' halves whose other half is gone: an agent ended between the two.
+        let used = Set(entries.filter { $0.key.isOutgoing }.map { Self.reply(to: $0.key, $0.value) })
+        for (key, entry) in entries where !key.isOutgoing && !used.contains(key) {
+            let limit = Self.mappingTimeout(transport: key.transport, tcpFlags: 0) * 1_000_000_000
+            guard now > entry.last, now - entry.last > limit else { continue }
+            try maps.masquerade.delete(key)
+        }
+        return gone
+    }
+}
