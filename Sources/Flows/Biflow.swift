@@ -52,6 +52,21 @@ public struct Biflow: Sendable, Hashable, Codable {
     /// Device that the source's packets come in by; empty: the node itself.
     public var device: String
 
+    /// What tells it from others, from one look to the next.
+    public struct Name: Sendable, Hashable {
+        public var source: Endpoint
+        public var destination: Endpoint
+        public var protocolNumber: UInt8
+        public var device: String
+    }
+
+    public var name: Name {
+        Name(
+            source: Endpoint(address: source, port: sourcePort),
+            destination: Endpoint(address: destination, port: destinationPort), protocolNumber: protocolNumber,
+            device: device)
+    }
+
     /// Seconds since it began, at a time of CLOCK_MONOTONIC.
     public func age(at now: UInt64) -> Double { now > first ? Double(now - first) / 1e9 : 0 }
 

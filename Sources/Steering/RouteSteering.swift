@@ -309,10 +309,16 @@ public struct RouteSteering: SteeringBackend {
     /// somebody else sees to that.
     public static func removeAll(stateFolder: String, keepsFirewall: Bool = false) throws {
         let session = try RouteSession()
+        var wasThere = false
         for family in AddressFamily.allCases {
             guard let rules = try? session.rules(family) else { continue }
-            for rule in rules where isOurs(rule) { try session.deleteRule(rule) }
+            for rule in rules where isOurs(rule) {
+                try session.deleteRule(rule)
+                wasThere = true
+            }
         }
+        // Who has found the rule a moment ago still looks into the table, where strict mode has blackholes.
+        if wasThere { sleepMicroseconds(10_000) }
         try emptyTables(session) { _ in true }
         if !keepsFirewall { try HostFirewall.removeAll() }
         var settings = KernelSettings(folder: stateFolder)

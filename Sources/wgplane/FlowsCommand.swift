@@ -58,9 +58,9 @@ struct FlowsCommand: AsyncParsableCommand {
         table(flows, rates: [:], view.monotonic)
     }
 
-    private func chosen(_ all: [Biflow], rates: [FlowName: Double], _ now: UInt64) -> [Biflow] {
+    private func chosen(_ all: [Biflow], rates: [Biflow.Name: Double], _ now: UInt64) -> [Biflow] {
         let flows = all.filter(filter.matches)
-        func rate(_ flow: Biflow) -> Double { rates[FlowName(flow)] ?? flow.rate }
+        func rate(_ flow: Biflow) -> Double { rates[flow.name] ?? flow.rate }
         let sorted =
             switch sort {
             case .bytes: flows
@@ -76,33 +76,18 @@ struct FlowsCommand: AsyncParsableCommand {
         return limit == 0 ? sorted : Array(sorted.prefix(limit))
     }
 
-    /// What tells one flow from another between two looks.
-    private struct FlowName: Hashable {
-        var source: Endpoint
-        var destination: Endpoint
-        var protocolNumber: UInt8
-        var device: String
-
-        init(_ flow: Biflow) {
-            source = Endpoint(address: flow.source, port: flow.sourcePort)
-            destination = Endpoint(address: flow.destination, port: flow.destinationPort)
-            protocolNumber = flow.protocolNumber
-            device = flow.device
-        }
-    }
-
     private func draw(_ view: NodeView, _ reader: FlowReader, _ names: FlowNames) async throws {
-        var before: [FlowName: UInt64] = [:]
+        var before: [Biflow.Name: UInt64] = [:]
         var lastLook = monotonicNanoseconds()
         let started = lastLook
         while seconds == 0 || monotonicNanoseconds() - started < UInt64(seconds) * 1_000_000_000 {
             let all = try reader.biflows(names)
             let now = monotonicNanoseconds()
             let passed = max(Double(now - lastLook) / 1e9, 0.001)
-            var rates: [FlowName: Double] = [:]
-            var next: [FlowName: UInt64] = [:]
+            var rates: [Biflow.Name: Double] = [:]
+            var next: [Biflow.Name: UInt64] = [:]
             for flow in all {
-                let name = FlowName(flow)
+                let name = flow.name
                 let bytes = flow.bytes + flow.reverseBytes
                 next[name] = bytes
                 if let old = before[name] { rates[name] = Double(bytes - min(old, bytes)) * 8 / passed }
@@ -119,7 +104,7 @@ struct FlowsCommand: AsyncParsableCommand {
         }
     }
 
-    private func table(_ flows: [Biflow], rates: [FlowName: Double], _ now: UInt64) {
+    private func table(_ flows: [Biflow], rates: [Biflow.Name: Double], _ now: UInt64) {
         var titles = [
             "PROTO", "SOURCE", "DESTINATION", "WAY", "PEER", "PACKETS", "BYTES", "PACKETS<", "BYTES<", "RATE",
         ]
@@ -131,7 +116,7 @@ struct FlowsCommand: AsyncParsableCommand {
                 flow.transport, Output.side(flow.sourceName, flow.source, flow.sourcePort),
                 Output.side(flow.destinationName, flow.destination, flow.destinationPort), flow.way,
                 flow.peer ?? "-", "\(flow.packets)", "\(flow.bytes)", "\(flow.reversePackets)",
-                "\(flow.reverseBytes)", Output.rate(rates[FlowName(flow)] ?? flow.rate),
+                "\(flow.reverseBytes)", Output.rate(rates[flow.name] ?? flow.rate),
             ]
             if wide {
                 row += [

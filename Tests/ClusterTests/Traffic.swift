@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Agent
 import Foundation
 import Lab
 import Model
@@ -20,6 +21,25 @@ enum KernelTraits {
             return true
         }) ?? false
     }
+}
+
+/// What a starved wireguard-go has let overflow on the nodes, as the kernel counts it: datagrams in its sockets'
+/// buffers, packets in its devices' queues. The kernel's WireGuard has neither.
+func userspaceOverflows(_ lab: Lab) async throws -> Int {
+    var sum = 0
+    for node in lab.nodeNames() where lab.status(node)?.backend == "userspace" {
+        let text = try await Cluster.execute(lab, node, ["cat", "/proc/net/snmp", "/proc/net/snmp6"]).output
+        let lines = text.split(separator: "\n").map { $0.split(whereSeparator: \.isWhitespace) }
+        let udp = lines.filter { $0.first == "Udp:" }
+        if udp.count == 2, let column = udp[0].firstIndex(of: "RcvbufErrors") { sum += Int(udp[1][column]) ?? 0 }
+        if let line = lines.first(where: { $0.first == "Udp6RcvbufErrors" }) { sum += Int(line[1]) ?? 0 }
+        for device in ["wireguard.cali", "wg-v6.cali", "wg0"] {
+            let path = "/sys/class/net/\(device)/statistics/tx_dropped"
+            let count = try await Cluster.execute(lab, node, ["cat", path])
+            if count.status == 0 { sum += Int(count.output.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0 }
+        }
+    }
+    return sum
 }
 
 /// Numbered datagrams and streams between all pods of a lab, until stopped.

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Model
+
+/// A field of an IPFIX template (RFC 7011, section 3.2).
+public struct IPFIXField: Sendable, Hashable {
+    /// Information element's number.
+    public var number: UInt16
+    /// Bytes; 65535: variable.
+    public var length: UInt16
+    /// Nil: IANA's.
+    public var enterprise: UInt32?
+
+    public init(_ number: UInt16, _ length: UInt16, enterprise: UInt32? = nil) {
+        self.number = number
+        self.length = length
+        self.enterprise = enterprise
+    }
+
+    /// Of the other direction (RFC 5103, section 6.1).
+    var reversed: IPFIXField { IPFIXField(number, length, enterprise: IPFIX.reverseEnterprise) }
+
+    var specifier: [UInt8] {
+        guard let enterprise else { return IPFIX.word(number) + IPFIX.word(length) }
+        return IPFIX.word(number | 0x8000) + IPFIX.word(length) + IPFIX.bytes(enterprise)
+    }
+}
+
+/// Our fields, under the enterprise number that the configuration names.
+public enum IPFIXOwnField: UInt16, Sendable, CaseIterable {
+    /// 1 yes, 2 no (RFC 7011, section 6.1.5).
+    case encrypted = 1
+    /// UTF-8, as all names: the node that the other end is on.
+    case peerNode = 2
+    /// 32 bytes, or none.
+    case peerKey = 3
+    /// `tunnel`, `clear`, `mixed`, `local`, `outside`.
+    case way = 4
+    case sourcePod = 5
+    case destinationPod = 6
+    case sourceNode = 7
+    case destinationNode = 8
+    /// Why the last of its packets that were dropped was; empty: none was.
+    case dropReason = 9
+
+    var length: UInt16 { self == .encrypted ? 1 : 65535 }
+}
+
+/// IPFIX messages of biflows (RFC 7011, 7012, 5103), in network byte order throughout.
+///
+/// One observation domain, one template for each family, one of options with what the exporter has sent and
+/// lost. The sequence number counts data records, as section 3.1 says.
+public struct IPFIX: Sendable {
+    public static let reverseEnterprise: UInt32 = 29305
+    public static let ipv4Template: UInt16 = 256
+    public static let ipv6Template: UInt16 = 257
+    public static let statisticsTemplate: UInt16 = 258
+    static let headerLength = 16
+
+    public let domain: UInt32
+    /// Nil: no fields of ours.
+    public let enterprise: UInt32?
+    /// Bytes that a message may have: with UDP what the path takes whole.
+    public let maximumLength: Int
+    /// Data records sent until now, modulo 2^32.
+    public private(set) var sequence: UInt32 = 0
+
+    public init(domain: UInt32, enterprise: UInt32?, maximumLength: Int) {
+        precondition(maximumLength >= 512 && maximumLength <= 65535)
+        self.domain = domain
+        self.enterprise = enterprise
+        self.maximumLength = maximumLength
+    }
+
+    // MARK: Templates
+
+    private static let counts = [IPFIXField(1, 8), IPFIXField(2, 8), IPFIXField(85, 8), IPFIXField(86, 8)]
+
+    /// In the order in which a record has them.
+    func fields(_ family: AddressFamily) -> [IPFIXField] {
+        let isIPv4 = family == .ipv4
+        let width: UInt16 = isIPv4 ? 4 : 16
+        // Addresses, ports, protocol, ICMP type and code.
+        var fields = [
+            IPFIXField(isIPv4 ? 8 : 27, width), IPFIXField(isIPv4 ? 12 : 28, width), IPFIXField(7, 2),
+            IPFIXField(11, 2), IPFIXField(4, 1), IPFIXField(isIPv4 ? 32 : 139, 2),
+        ]
+        fields += Self.counts + Self.counts.map(\.reversed)
+        // TCP flags both ways, begin and end, why, whose direction is forward.
+        fields += [IPFIXField(6, 2), IPFIXField(6, 2).reversed, IPFIXField(152, 8), IPFIXField(153, 8)]
+        fields += [IPFIXField(136, 1), IPFIXField(239, 1)]
+        // What the masquerade writes, and the device that the source's packets come in by.
+        fields += [IPFIXField(isIPv4 ? 225 : 281, width), IPFIXField(227, 2), IPFIXField(82, 65535)]
+        if let enterprise {
+            fields += IPFIXOwnField.allCases.map { IPFIXField($0.rawValue, $0.length, enterprise: enterprise) }
+        }
+        return fields
+    }
+
+    /// exportedMessageTotalCount, exportedFlowRecordTotalCount, and of what was not sent flows, packets, octets; for
+    /// an observation domain.
+    private static let statistics = [149, 41, 42, 165, 166, 167].map { IPFIXField($0, $0 == 149 ? 4 : 8) }
+
+    /// The template set and the options template set.
+    func templateSets() -> [UInt8] {
+        var records: [UInt8] = []
+        for (number, family) in [(Self.ipv4Template, AddressFamily.ipv4), (Self.ipv6Template, .ipv6)] {
+            let fields = fields(family)
+            records += Self.word(number) + Self.word(UInt16(fields.count)) + fields.flatMap(\.specifier)
+        }
+        let options =
+            Self.word(Self.statisticsTemplate) + Self.word(UInt16(Self.statistics.count)) + Self.word(1)
+            + Self.statistics.flatMap(\.specifier)
+        return Self.set(2, records) + Self.set(3, options)
+    }
+
+    // MARK: Records
+
+    func record(_ record: FlowRecord) -> [UInt8] {
+        let flow = record.flow
+        let isICMP = flow.protocolNumber == 1 || flow.protocolNumber == 58
+        var bytes = flow.source.bytes + flow.destination.bytes
+        bytes += Self.word(isICMP ? 0 : flow.sourcePort) + Self.word(isICMP ? 0 : flow.destinationPort)
+        bytes += [flow.protocolNumber] + Self.word(isICMP ? flow.destinationPort : 0)
+        for count in [record.bytes, record.packets, flow.bytes, flow.packets] { bytes += Self.bytes(count) }
+        for count in [record.reverseBytes, record.reversePackets, flow.reverseBytes, flow.reversePackets] {
+            bytes += Self.bytes(count)
+        }
+        bytes += Self.word(UInt16(flow.tcpFlags)) + Self.word(UInt16(flow.reverseTCPFlags))
+        bytes += Self.bytes(record.start) + Self.bytes(record.end)
+        // The source has begun it, as far as is known (RFC 5103, section 6.3).
+        bytes += [record.reason.rawValue, 1]
+        let translation = flow.translation.flatMap { Endpoint($0) }
+        bytes +=
+            (translation?.address.bytes ?? flow.source.bytes)
+            + Self.word(translation?.port ?? (isICMP ? 0 : flow.sourcePort))
+        bytes += Self.variable(flow.device)
+        if enterprise != nil {
+            for field in IPFIXOwnField.allCases {
+                switch field {
+                case .encrypted: bytes.append(flow.isEncrypted ? 1 : 2)
+                case .peerNode: bytes += Self.variable(flow.peer ?? "")
+                case .peerKey: bytes += Self.variable(flow.peerKey?.bytes ?? [])
+                case .way: bytes += Self.variable(flow.way)
+                case .sourcePod: bytes += Self.variable(flow.sourceName ?? "")
+                case .destinationPod: bytes += Self.variable(flow.destinationName ?? "")
+                case .sourceNode: bytes += Self.variable(flow.sourceNode ?? "")
+                case .destinationNode: bytes += Self.variable(flow.destinationNode ?? "")
+                case .dropReason: bytes += Self.variable(flow.dropReason ?? "")
+                }
+            }
+        }
+        return bytes
+    }
+
+    /// What the exporter has done until now.
+    public struct Statistics: Sendable, Hashable, Codable {
+        public var messages: UInt64 = 0
+        public var records: UInt64 = 0
+        /// Records that could not be sent, and what they would have told.
+        public var lostRecords: UInt64 = 0
+        public var lostPackets: UInt64 = 0
+        public var lostBytes: UInt64 = 0
+
+        public init() {}
+    }
+
+    private func record(_ statistics: Statistics) -> [UInt8] {
+        var bytes = Self.bytes(domain)
+        for count in [
+            statistics.messages, statistics.records, statistics.lostRecords, statistics.lostPackets,
+            statistics.lostBytes,
+        ] { bytes += Self.bytes(count) }
+        return bytes
+    }
+
+    // MARK: Messages
+
+    /// A message, and how many records of flows it has.
+    public struct Message: Sendable, Hashable {
+        public var bytes: [UInt8]
+        public var flows: Range<Int>
+    }
+
+    /// Messages of these records, each no longer than may be. `time`: Unix time in seconds. `withTemplates`: the first
+    /// message has the templates, and what was sent and lost until now.
+    public mutating func messages(
+        _ records: [FlowRecord], time: UInt32, withTemplates: Bool, statistics: Statistics
+    ) -> [Message] {
+        var result: [Message] = []
+        var body: [UInt8] = []
+        var open: (template: UInt16, bytes: [UInt8]) = (0, [])
+        var first = 0
+        var count: UInt32 = 0
+        func closeSet() {
+            if !open.bytes.isEmpty { body += Self.set(open.template, open.bytes) }
+            open = (0, [])
+        }
+        func close(_ next: Int) {
+            closeSet()
+            guard !body.isEmpty else { return }
+            let length = UInt16(Self.headerLength + body.count)
+            let header =
+                Self.word(10) + Self.word(length) + Self.bytes(time) + Self.bytes(sequence) + Self.bytes(domain)
+            result.append(Message(bytes: header + body, flows: first..<next))
+            sequence &+= count
+            (body, first, count) = ([], next, 0)
+        }
+        if withTemplates {
+            body = templateSets() + Self.set(Self.statisticsTemplate, record(statistics))
+            count = 1
+        }
+        for (index, flow) in records.enumerated() {
+            let template = flow.flow.source.family == .ipv4 ? Self.ipv4Template : Self.ipv6Template
+            let bytes = record(flow)
+            let needed = open.template == template ? bytes.count : bytes.count + 4
+            let used = Self.headerLength + body.count + (open.bytes.isEmpty ? 0 : open.bytes.count + 4)
+            if used + needed > maximumLength { close(index) }
+            if open.template != template {
+                closeSet()
+                open.template = template
+            }
+            open.bytes += bytes
+            count += 1
+        }
+        close(records.count)
+        return result
+    }
+
+    // MARK: Bytes
+
+    static func word(_ value: UInt16) -> [UInt8] { [UInt8(value >> 8), UInt8(value & 0xff)] }
+
+    static func bytes(_ value: some FixedWidthInteger) -> [UInt8] {
+        stride(from: value.bitWidth - 8, through: 0, by: -8).map { UInt8(truncatingIfNeeded: value >> $0) }
+    }
+
+    private static func set(_ number: UInt16, _ bytes: [UInt8]) -> [UInt8] {
+        word(number) + word(UInt16(bytes.count + 4)) + bytes
+    }
+
+    /// A length of one byte, or of three, and the bytes (RFC 7011, section 7).
+    private static func variable(_ bytes: [UInt8]) -> [UInt8] {
+        let bytes = bytes.prefix(1000)
+        return (bytes.count < 255 ? [UInt8(bytes.count)] : [255] + word(UInt16(bytes.count))) + bytes
+    }
+
+    private static func variable(_ text: String) -> [UInt8] { variable(Array(text.utf8)) }
+}
