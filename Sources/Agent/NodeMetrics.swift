@@ -49,8 +49,6 @@ public struct NodeMetrics: Sendable {
             "Current bytes sent to a peer identified by a peer public key and endpoint")
         var handshake = MetricFamily(
             "wireguard_latest_handshake_seconds", .gauge, "Last handshake with a peer, unix timestamp in seconds.")
-        received.hasForeignName = true
-        sent.hasForeignName = true
         for family in AddressFamily.allCases {
             guard let told = report[family], let (_, state) = try? view.device(told.device) else { continue }
             let own = state.publicKey?.description ?? ""

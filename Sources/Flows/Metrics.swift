@@ -25,8 +25,6 @@ public struct MetricFamily: Sendable, Hashable {
     public var kind: Kind
     public var help: String
     public var samples: [Sample]
-    /// Others have chosen the name: it is written as it is, though a counter's should end in `_total`.
-    public var hasForeignName = false
 
     public init(_ name: String, _ kind: Kind, _ help: String) {
         self.name = name

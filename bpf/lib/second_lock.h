@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Strict mode's second lock: small, with maps of its own, always attached by clsact, behind
- * the hooks before it. Whatever goes wrong there, no packet from a pod to a pod
+ * Strict mode's second lock: small, with maps of its own, attached as the hooks are, and behind
+ * them. Whatever goes wrong there, no packet from a pod to a pod
  * crosses an uplink in clear. It knows prefixes and nothing else.
  */
 #ifndef WGPLANE_LIB_SECOND_LOCK_H
