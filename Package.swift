@@ -22,9 +22,18 @@ let lifecycle = Target.Dependency.product(name: "ServiceLifecycle", package: "sw
 let signals = Target.Dependency.product(name: "UnixSignals", package: "swift-service-lifecycle")
 let algorithms = Target.Dependency.product(name: "AsyncAlgorithms", package: "swift-async-algorithms")
 let collections = Target.Dependency.product(name: "OrderedCollections", package: "swift-collections")
+let deque = Target.Dependency.product(name: "DequeModule", package: "swift-collections")
 let yaml = Target.Dependency.product(name: "Yams", package: "Yams")
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let table = Target.Dependency.product(name: "TextTable", package: "TextTable")
+let nio = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let nioHTTP = Target.Dependency.product(name: "NIOHTTP1", package: "swift-nio")
+let sockets = Target.Dependency.product(name: "NIOPosix", package: "swift-nio")
+let tls = Target.Dependency.product(name: "NIOSSL", package: "swift-nio-ssl")
+let http = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
+let httpCore = Target.Dependency.product(name: "HummingbirdCore", package: "hummingbird")
+let https = Target.Dependency.product(name: "HummingbirdTLS", package: "hummingbird")
+let client = Target.Dependency.product(name: "AsyncHTTPClient", package: "async-http-client")
 
 let package = Package(
     name: "wgplane",
@@ -43,28 +52,45 @@ let package = Package(
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
         .package(url: "https://github.com/ordo-one/TextTable", from: "0.0.2"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
+        .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+        .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
     ],
     targets: [
         .executableTarget(
             name: "wgplane",
             dependencies: [
-                "Lab", "Agent", "Datastore", "DesiredState", "Flows", "DataplaneMaps", "WireGuard", "BPF",
-                "SystemDescriptors", "Model", arguments,
+                "Lab", "Agent", "Dashboard", "Datastore", "DesiredState", "Flows", "DataplaneMaps", "WireGuard",
+                "BPF", "SystemDescriptors", "Model", arguments,
                 table, collections, lifecycle, signals, log,
             ], swiftSettings: strict),
         .target(
             name: "Lab",
             dependencies: [
-                "Agent", "Datastore", "Flows", "Steering", "DataplaneMaps", "Netlink", "SystemDescriptors", "Model",
-                collections, log, system,
+                "Agent", "Dashboard", "Datastore", "Flows", "Steering", "DataplaneMaps", "Netlink",
+                "SystemDescriptors", "Model", client, nio, nioHTTP, lifecycle, collections, log, system,
             ],
             swiftSettings: strict),
         .target(
             name: "Agent",
             dependencies: [
-                "Datastore", "DesiredState", "Steering", "Flows", "WireGuard", "DataplaneMaps", "BPF", "Netlink",
+                "Dashboard", "FlowExport", "Datastore", "DesiredState", "Steering", "Flows", "WireGuard",
+                "DataplaneMaps", "BPF", "Netlink",
                 "SystemDescriptors", "Model", lifecycle, algorithms, collections, log,
             ],
+            swiftSettings: strict),
+
+        .target(
+            name: "Dashboard",
+            dependencies: ["Flows", "Model", http, httpCore, https, tls, nio, log],
+            resources: [
+                .embedInCode("Page/page.html"), .embedInCode("Page/page.css"), .embedInCode("Page/page.js"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "FlowExport",
+            dependencies: ["Flows", "SystemDescriptors", "Model", nio, sockets, tls, deque, log],
             swiftSettings: strict),
 
         .target(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Ingress of a local pod's host-side device: everything the pod sends. */
 #include "lib/steer.h"
+#include "lib/trace.h"
 
 /* Back to the pod, from the tunnel's address on this node. */
 static __always_inline int too_big(struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
@@ -26,20 +27,14 @@ static __always_inline int forward(struct __sk_buff *skb, const struct wgp_packe
 	return wgp_tunnel(skb, p, cfg, WGP_HOOK_FROM_POD, verdict);
 }
 
-SEC("tc")
-int from_pod(struct __sk_buff *skb)
+static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
+				  const struct wgp_config *cfg)
 {
-	const struct wgp_config *cfg = wgp_config();
-	struct wgp_work *w = wgp_work();
-	struct wgp_packet *p;
-	const struct wgp_verdict *verdict;
+	struct wgp_packet *p = &w->packet;
+	const struct wgp_verdict *verdict = &w->verdict;
 	__u32 leak;
 	int parsed;
 
-	if (!w || wgp_is_inert(cfg))
-		return WGP_PASS;
-	p = &w->packet;
-	verdict = &w->verdict;
 	parsed = wgp_parse(skb);
 	if (cfg && wgp_is_wrapped(skb))
 		return wgp_drop_wrapped(skb, p, WGP_HOOK_FROM_POD);
@@ -71,6 +66,17 @@ int from_pod(struct __sk_buff *skb)
 	}
 	skb->mark = (skb->mark & ~WGP_MARK_HOST) | WGP_MARK_COUNTED;
 	return WGP_PASS;
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	const struct wgp_config *cfg = wgp_config();
+	struct wgp_work *w = wgp_work();
+
+	if (!w || wgp_is_inert(cfg))
+		return WGP_PASS;
+	return wgp_traced(skb, WGP_HOOK_FROM_POD, decide(skb, w, cfg));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

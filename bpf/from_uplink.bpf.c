@@ -2,6 +2,7 @@
 /* Ingress of an uplink: who may speak WireGuard to us, and what arrives in clear. */
 #include "lib/flow.h"
 #include "lib/guard.h"
+#include "lib/trace.h"
 
 /* Records a pod's flow that came in clear, so that the host's answers go back so. */
 static __always_inline void record(const struct wgp_packet *p, const struct wgp_config *cfg,
@@ -86,19 +87,14 @@ static __always_inline void lead_to_port(struct __sk_buff *skb, const struct wgp
 		bpf_skb_store_bytes(skb, p->transport_offset + 2, &port, 2, 0);
 }
 
-SEC("tc")
-int from_uplink(struct __sk_buff *skb)
+static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
+				  const struct wgp_config *cfg)
 {
-	const struct wgp_config *cfg = wgp_config();
 	const struct wgp_local *local;
+	struct wgp_packet *p = &w->packet;
 	__u32 source, strict;
-	struct wgp_work *w = wgp_work();
-	struct wgp_packet *p;
 	int parsed;
 
-	if (!w || wgp_is_inert(cfg))
-		return WGP_PASS;
-	p = &w->packet;
 	parsed = wgp_parse(skb);
 	/* An answer of to_uplink's: only this node can have set the mark. */
 	if (skb->mark & WGP_MARK_COUNTED) {
@@ -142,6 +138,18 @@ int from_uplink(struct __sk_buff *skb)
 	if (local)
 		record(p, cfg, skb->ifindex, source);
 	return WGP_PASS;
+}
+
+SEC("tc")
+int from_uplink(struct __sk_buff *skb)
+{
+	const struct wgp_config *cfg = wgp_config();
+	struct wgp_work *w = wgp_work();
+
+	if (!w || wgp_is_inert(cfg))
+		return WGP_PASS;
+	w->verdict.slot = 0;
+	return wgp_traced(skb, WGP_HOOK_FROM_UPLINK, decide(skb, w, cfg));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

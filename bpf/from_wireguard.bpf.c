@@ -3,6 +3,8 @@
 #include "lib/conntrack.h"
 #include "lib/flow.h"
 #include "lib/masquerade.h"
+#include "lib/trace.h"
+#include "lib/tunnel.h"
 
 /* Does the packet, or each segment of one, fit into the pod's device? */
 static __always_inline int fits(const struct __sk_buff *skb, const struct wgp_packet *p, __u32 mtu)
@@ -51,25 +53,22 @@ static __always_inline __u32 account(struct __sk_buff *skb, const struct wgp_pac
 	return flags;
 }
 
-SEC("tc")
-int from_wireguard(struct __sk_buff *skb)
+static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
+				  const struct wgp_config *cfg)
 {
-	const struct wgp_config *cfg = wgp_config();
 	const struct wgp_local *local;
-	struct wgp_work *w = wgp_work();
-	struct wgp_packet *p;
+	struct wgp_packet *p = &w->packet;
 	__u32 flags;
 	int parsed;
 
-	if (!w || wgp_is_inert(cfg))
-		return WGP_PASS;
-	p = &w->packet;
 	parsed = wgp_parse(skb);
 	if (parsed)
 		return wgp_unparsed(skb, w, NULL, WGP_HOOK_FROM_WIREGUARD, parsed);
 	if (!cfg)
 		return WGP_PASS;
 	wgp_count(p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DECRYPTED);
+	wgp_tunnel_count(skb, cfg, p->family == 6 ? WGP_TUNNEL_IN6 : WGP_TUNNEL_IN4, skb->len,
+			 p->payload_offset - p->network_offset, 0);
 	local = wgp_local(p->family, &p->destination);
 	if (local && local->kind == WGP_LOCAL_TUNNEL) {
 		int result = wgp_is_icmp_error(p) ? wgp_error_in(skb) : wgp_masquerade_in(skb);
@@ -88,6 +87,17 @@ int from_wireguard(struct __sk_buff *skb)
 	    p->hop_limit <= 1 || wgp_is_icmp_error(p) || !fits(skb, p, local->mtu))
 		return WGP_PASS;
 	return deliver(skb, p, local->ifindex);
+}
+
+SEC("tc")
+int from_wireguard(struct __sk_buff *skb)
+{
+	const struct wgp_config *cfg = wgp_config();
+	struct wgp_work *w = wgp_work();
+
+	if (!w || wgp_is_inert(cfg))
+		return WGP_PASS;
+	return wgp_traced(skb, WGP_HOOK_FROM_WIREGUARD, decide(skb, w, cfg));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -3,6 +3,7 @@
 /* A pod's device and WireGuard's ask conntrack; what comes here has been through it. */
 #define WGP_NO_CONNTRACK
 #include "lib/steer.h"
+#include "lib/trace.h"
 
 /* WireGuard's own outer packet: a mark alone proves nothing. */
 static __always_inline int is_outer(const struct __sk_buff *skb, const struct wgp_packet *p,
@@ -45,22 +46,16 @@ static __always_inline int forward(struct __sk_buff *skb, const struct wgp_packe
 	return wgp_tunnel(skb, p, cfg, WGP_HOOK_TO_UPLINK, verdict);
 }
 
-SEC("tc")
-int to_uplink(struct __sk_buff *skb)
+static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
+				  const struct wgp_config *cfg)
 {
-	const struct wgp_config *cfg = wgp_config();
-	struct wgp_work *w = wgp_work();
-	struct wgp_packet *p;
-	const struct wgp_verdict *verdict;
+	struct wgp_packet *p = &w->packet;
+	const struct wgp_verdict *verdict = &w->verdict;
 	__u32 counted = skb->mark & WGP_MARK_COUNTED;
 	__u32 ifindex = skb->ingress_ifindex;
 	__u32 leak;
 	int parsed;
 
-	if (!w || wgp_is_inert(cfg))
-		return WGP_PASS;
-	p = &w->packet;
-	verdict = &w->verdict;
 	if (counted)
 		skb->mark &= ~WGP_MARK_COUNTED;
 	parsed = wgp_parse(skb);
@@ -99,6 +94,17 @@ int to_uplink(struct __sk_buff *skb)
 	wgp_flow_mark(p, ifindex, WGP_FLOW_CLEAR, 0);
 	wgp_count(p, WGP_HOOK_TO_UPLINK, leak);
 	return WGP_PASS;
+}
+
+SEC("tc")
+int to_uplink(struct __sk_buff *skb)
+{
+	const struct wgp_config *cfg = wgp_config();
+	struct wgp_work *w = wgp_work();
+
+	if (!w || wgp_is_inert(cfg))
+		return WGP_PASS;
+	return wgp_traced(skb, WGP_HOOK_TO_UPLINK, decide(skb, w, cfg));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

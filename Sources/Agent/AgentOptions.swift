@@ -27,5 +27,9 @@ public struct AgentOptions: Sendable {
         self.layout = layout
     }
 
+    /// Where the page and the metrics are served to root.
+    public var dashboardSocket: String { "\(runDirectory)/http.sock" }
+    /// What records of flows have told, from one agent to the next; of this boot, as the flows are.
+    var flowMemory: String { "\(runDirectory)/flows.told" }
     public var lockPath: String { "\(runDirectory)/agent.lock" }
 }

@@ -2,6 +2,7 @@
 
 internal import AsyncAlgorithms
 public import Datastore
+internal import FlowExport
 public import Logging
 internal import Model
 internal import Netlink
@@ -72,10 +73,22 @@ public struct AgentService: Service {
                 }
             }
             group.addTask {
-                for await _ in AsyncTimerSequence(interval: .seconds(5), clock: .continuous).cancelOnGracefulShutdown()
+                for await _ in AsyncTimerSequence(interval: .seconds(1), clock: .continuous).cancelOnGracefulShutdown()
                 {
-                    await controller.sweep()
+                    await controller.keepFlows()
                 }
+            }
+            group.addTask {
+                await cancelWhenGracefulShutdown { await controller.flows.exporter.run() }
+            }
+            group.addTask {
+                for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
+                {
+                    await controller.audit.look()
+                }
+            }
+            group.addTask {
+                await DashboardService(controller: controller, options: options, logger: logger).run()
             }
             group.addTask {
                 // Calls again when the controller asks for it.
@@ -84,6 +97,7 @@ public struct AgentService: Service {
             }
             await group.waitForAll()
         }
+        await controller.flows.exporter.finish()
         logger.notice("agent stops; the data plane goes on", metadata: ["node": "\(options.node)"])
         lock.release()
     }

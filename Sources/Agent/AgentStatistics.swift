@@ -14,6 +14,9 @@ public final class AgentStatistics: Sendable {
         var buckets = [UInt64](repeating: 0, count: AgentStatistics.bounds.count)
         var endedFlows: UInt64 = 0
         var endedMappings: UInt64 = 0
+        var flowCycles: UInt64 = 0
+        var flowCycleSeconds = 0.0
+        var lastFlowCycle = 0.0
         /// CLOCK_MONOTONIC; 0: never.
         var lastSnapshot: UInt64 = 0
         var snapshots: UInt64 = 0
@@ -55,6 +58,14 @@ public final class AgentStatistics: Sendable {
         }
     }
 
+    func noteFlowCycle(nanoseconds: UInt64) {
+        state.withLock { state in
+            state.flowCycles += 1
+            state.lastFlowCycle = Double(nanoseconds) / 1e9
+            state.flowCycleSeconds += state.lastFlowCycle
+        }
+    }
+
     func families() -> [MetricFamily] {
         let state = state.withLock { $0 }
         let now = monotonicNanoseconds()
@@ -72,10 +83,13 @@ public final class AgentStatistics: Sendable {
             "wgplane_datastore_age_seconds", .gauge,
             "Since the datastore was last read whole: its lag, when it is away.")
         if state.lastSnapshot != 0 { age.add(Double(now - state.lastSnapshot) / 1e9) }
+        var cycle = MetricFamily(
+            "wgplane_flow_cycle_seconds", .gauge, "Time that the last look at the flow table took, with its export.")
+        if state.flowCycles > 0 { cycle.add(state.lastFlowCycle) }
         var uptime = MetricFamily("wgplane_agent_uptime_seconds", .gauge, "Since the agent's start.")
         uptime.add(Double(now - started) / 1e9)
         return [
-            passes, age, uptime,
+            passes, age, cycle, uptime,
             counter("wgplane_reconcile_failures_total", "Passes that could not do all.", state.failedPasses),
             counter("wgplane_datastore_snapshots_total", "Times that the datastore was read whole.", state.snapshots),
             counter(

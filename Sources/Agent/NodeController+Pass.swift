@@ -53,6 +53,7 @@ extension NodeController {
                 observePeers(family, plan, now)
             }
         }
+        if mode.mode == .route { await tellLastFlows() }
         let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
         // Kept first: what is promised now holds after a crash and a reboot too.
         keepGuardState(wanted.guardPlan, plan, &problems)

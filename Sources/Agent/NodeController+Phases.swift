@@ -82,6 +82,7 @@ extension NodeController {
             // Each step is made, whatever another one says; the pass is made again until all are done.
             var failure: (any Error)?
             func step(_ body: () throws -> Void) { do { try body() } catch { failure = failure ?? error } }
+            await tellLastFlows()
             step { if options.layout.isAnyVersionThere { try EBPFSteering.removeAll(layout: options.layout) } }
             steering = nil
             lock.forget()

@@ -4,8 +4,8 @@ internal import BPF
 internal import DataplaneMaps
 public import Datastore
 internal import DesiredState
+internal import FlowExport
 internal import Flows
-
 public import Logging
 internal import Model
 internal import Netlink
@@ -26,7 +26,7 @@ public actor NodeController {
 
     var snapshot: Snapshot?
     /// Counts contents that differ.
-    private var snapshotVersion = 0
+    private(set) var snapshotVersion = 0
     /// The last plan, and what it was made of.
     private var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     var datastoreState = "waiting"
@@ -58,7 +58,13 @@ public actor NodeController {
     var threadingRefused: Set<String> = []
     /// Peers changed since the start, for status.
     var peerChanges = 0
-    let statistics = AgentStatistics()
+    let statistics: AgentStatistics
+    let flows: FlowKeeper
+    let audit: AuditKeeper
+    /// Why the dashboard cannot be served where it is to be.
+    private var dashboardFailure: String?
+    /// Names by address, and the content that they were made of.
+    var lastNames: (version: Int, names: FlowKeeper.Names)?
     /// What an earlier agent has told, until the first pass.
     var earlier: StatusReport?
     var families: [AddressFamily: FamilyState] = [:]
@@ -133,6 +139,10 @@ public actor NodeController {
         self.options = options
         lock = LockKeeper(options.layout)
         deviceSettings = .ofWireGuard(folder: options.runDirectory)
+        let statistics = AgentStatistics()
+        self.statistics = statistics
+        flows = FlowKeeper(options: options, statistics: statistics, logger: logger)
+        audit = AuditKeeper(NodeView(options), logger: logger)
         publication = Publication(node: options.node, datastore: datastore, logger: logger)
         self.datastore = datastore
         self.logger = logger
@@ -162,6 +172,36 @@ public actor NodeController {
             logger.warning(
                 "datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
         }
+    }
+
+    func note(dashboard failure: String?) { dashboardFailure = failure }
+
+    /// What the node's services cannot do; the data plane goes on without them.
+    private func serviceProblems() -> [Problem] {
+        var problems = audit.result.problems
+        if let dashboardFailure, let address = inForce?.dashboard.address, !address.isEmpty {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.dashboardAddress", value: address,
+                    message: "is not served (\(dashboardFailure))",
+                    remedy: "it is tried again; free the port, mend the files, or set another address or None"))
+        }
+        let export = flows.exporter.state
+        if export.state == "failing" {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.flowExportCollector",
+                    value: export.collector, message: "takes no flow records (\(export.reason)); they wait",
+                    remedy: "it is tried again; is the collector up, and may this node reach it?"))
+        }
+        if !export.fileReason.isEmpty {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.flowExportFile",
+                    value: inForce?.flowExport.file ?? "", message: "takes no flow records (\(export.fileReason))",
+                    remedy: "make room, or set another path"))
+        }
+        return problems
     }
 
     /// One pass. Returns how long to wait, at most, until the next.
@@ -195,6 +235,7 @@ public actor NodeController {
                     message: "holds files whose content nobody knows, so nothing is taken away for being absent",
                     remedy: "mend or remove the files named here"))
         }
+        problems += serviceProblems()
         report(problems: problems, plan: plan)
         return nextPass(plan)
     }
@@ -280,19 +321,5 @@ public actor NodeController {
         let new = try RouteSession()
         route = new
         return new
-    }
-
-    /// Takes flows and mappings out whose time is over.
-    func sweep() {
-        guard let maps = steering?.maps else { return }
-        do {
-            let gone = try FlowSweeper(maps).sweep(now: monotonicNanoseconds())
-            statistics.noteEnded(flows: gone.flows, mappings: gone.mappings)
-            if gone.flows + gone.mappings > 0 {
-                logger.debug("flows ended", metadata: ["flows": "\(gone.flows)", "mappings": "\(gone.mappings)"])
-            }
-        } catch {
-            logger.warning("flows cannot be swept", metadata: ["error": "\(error)"])
-        }
     }
 }

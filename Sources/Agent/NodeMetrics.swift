@@ -136,12 +136,18 @@ public struct NodeMetrics: Sendable {
             "wgplane_map_entries", .gauge, "Entries of a BPF map; of an array those that are not zero.")
         var capacity = MetricFamily("wgplane_map_capacity", .gauge, "Entries that a BPF map has room for.")
         var memory = MetricFamily("wgplane_map_memory_bytes", .gauge, "Kernel memory of a BPF map.")
+        var flows = MetricFamily("wgplane_flows", .gauge, "Flows in the table, each direction by itself.")
+        var mappings = MetricFamily("wgplane_masquerade_mappings", .gauge, "Mappings of the masquerade.")
         for (name, information, count) in (try? maps.list()) ?? [] {
+            let family = name.hasSuffix("6") ? AddressFamily.ipv6.description : AddressFamily.ipv4.description
+            if name == "flows4" || name == "flows6" { flows.add(count, ["family": family]) }
+            // Each has two halves.
+            if name == "masquerade4" || name == "masquerade6" { mappings.add(count / 2, ["family": family]) }
             entries.add(count, ["map": name])
             capacity.add(information.maximumEntries, ["map": name])
             if let bytes = information.memory { memory.add(bytes, ["map": name]) }
         }
-        return [entries, capacity, memory]
+        return [entries, capacity, memory, flows, mappings]
     }
 
     private func programs() -> [MetricFamily] {

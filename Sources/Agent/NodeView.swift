@@ -161,6 +161,16 @@ public struct NodeView: Sendable {
         return (try? await datastore().read()).map(Self.addressNames) ?? [:]
     }
 
+    /// Names of pods' workloads by address: the controller that has made the pod, `namespace/kind/name`.
+    static func workloadNames(_ snapshot: Snapshot) -> [IPAddress: String] {
+        var names: [IPAddress: String] = [:]
+        for pod in ClusterState(Array(snapshot.manifests.values)).pods
+        where !pod.isHostNetwork && !pod.isFinished && !pod.workload.isEmpty {
+            for address in pod.addresses { names[address] = "\(pod.namespace)/\(pod.workload)" }
+        }
+        return names
+    }
+
     /// Names of pods and nodes by address, from a snapshot.
     public static func addressNames(_ snapshot: Snapshot) -> [IPAddress: String] {
         let cluster = ClusterState(Array(snapshot.manifests.values))

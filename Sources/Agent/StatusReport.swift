@@ -112,6 +112,9 @@ public struct StatusReport: Sendable, Codable, Equatable {
 }
 
 extension StatusReport {
+    /// Where the agent serves its page.
+    public var dashboard: DashboardSettings { Settings(inForce: settings).dashboard }
+
     /// Reads one of an earlier version too: what it does not tell is as it begins.
     public init(from decoder: any Decoder) throws {
         let fields = try decoder.container(keyedBy: CodingKeys.self)

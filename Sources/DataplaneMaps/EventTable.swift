@@ -9,6 +9,8 @@ public struct DataplaneEvent: Sendable, Hashable {
     public enum Kind: UInt8, Sendable, Hashable, Codable {
         case drop = 1
         case flow = 2
+        /// A packet at a hook; see `TraceEvent`.
+        case trace = 3
     }
 
     public var kind: Kind
@@ -17,7 +19,7 @@ public struct DataplaneEvent: Sendable, Hashable {
     public var key: FlowKey
     public var bytes: UInt32
     public var hook: Hook
-    /// Of a drop.
+    /// Of a drop; of a trace what the packet was counted under last.
     public var reason: Reason?
 }
 
@@ -37,6 +39,7 @@ public struct EventTable: Sendable {
         switch kind {
         case .drop: (value.drops_until_ns, value.sample) = (until, sample)
         case .flow: value.flows_until_ns = until
+        case .trace: value.traces_until_ns = until
         }
         try control.update(0, value)
     }
@@ -44,7 +47,11 @@ public struct EventTable: Sendable {
     /// Until when events of a kind are made; 0: they are not.
     public func listening(to kind: DataplaneEvent.Kind) throws(BPFError) -> UInt64 {
         let value = try control.lookup(0) ?? wgp_event_control()
-        return kind == .drop ? value.drops_until_ns : value.flows_until_ns
+        return switch kind {
+        case .drop: value.drops_until_ns
+        case .flow: value.flows_until_ns
+        case .trace: value.traces_until_ns
+        }
     }
 
     /// A reader of all events; there can be one at a time.
@@ -78,6 +85,16 @@ extension DataplaneEvent {
                 interface: raw.ifindex),
             bytes: raw.bytes, hook: Hook(rawValue: UInt32(raw.hook)),
             reason: raw.reason == 0 ? nil : Reason(rawValue: UInt32(raw.reason)))
+    }
+}
+
+extension EventReader {
+    /// The same for traces; other events are passed over.
+    public mutating func nextTraces(withinMilliseconds limit: Int32) throws(BPFError) -> [TraceEvent] {
+        try reader.poll(withinMilliseconds: limit).compactMap { bytes in
+            guard bytes.count >= MemoryLayout<wgp_trace>.size else { return nil }
+            return TraceEvent(value(Array(bytes.prefix(MemoryLayout<wgp_trace>.size))))
+        }
     }
 }
 

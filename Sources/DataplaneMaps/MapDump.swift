@@ -25,7 +25,7 @@ extension NodeMaps {
         "event_control", "events", "flows4", "flows6", "fragments4", "fragments6", "guard_prefixes4",
         "guard_prefixes6", "interfaces", "locals4", "locals6", "masquerade4", "masquerade6", "peers",
         "route_addresses4", "route_addresses6", "route_blocks4", "route_blocks6", "route_prefixes4",
-        "route_prefixes6",
+        "route_prefixes6", "tunnel",
     ]
 
     /// The entries of one map, decoded, in a stable order: an object each. Nil: no such map.
@@ -96,7 +96,7 @@ extension NodeMaps {
                 .object(["device": names.interface($0.interface), "prefix": .string($0.prefix.description)])
             }
         case "event_control":
-            return [DataplaneEvent.Kind.drop, .flow].map { kind in
+            return [DataplaneEvent.Kind.drop, .flow, .trace].map { kind in
                 let until = (try? events.listening(to: kind)) ?? 0
                 return .object(["event": .string("\(kind)"), "until": number(until)])
             }
@@ -115,6 +115,14 @@ extension NodeMaps {
             guard let table = guardPrefixes else { return [] }
             return try table.entries().filter { $0.key.family == family }.sorted { $0.key < $1.key }.map {
                 .object(["prefix": .string($0.key.description), "kind": .string("\($0.value)")])
+            }
+        case "tunnel":
+            return try tunnel.readAll().map {
+                .object([
+                    "direction": .string($0.direction.rawValue), "family": .string($0.family.description),
+                    "packets": number($0.count.packets), "bytes": number($0.count.bytes),
+                    "messageBytes": number($0.count.messageBytes), "slack": number($0.count.slack),
+                ])
             }
         case "interfaces":
             return try interfaces.entries().sorted().map {

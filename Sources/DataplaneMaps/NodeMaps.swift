@@ -17,6 +17,7 @@ public struct NodeMaps: Sendable {
     public let allowedSources: AllowedSourceTable
     public let fragments: FragmentTable
     public let events: EventTable
+    public let tunnel: TunnelTable
     /// Of strict mode's second lock; nil where it has never been armed.
     public let guardPrefixes: GuardTable?
 
@@ -34,6 +35,7 @@ public struct NodeMaps: Sendable {
         allowedSources = try AllowedSourceTable(source)
         fragments = try FragmentTable(source)
         events = try EventTable(source)
+        tunnel = try TunnelTable(source)
         guardPrefixes = try? GuardTable(source)
     }
 
@@ -48,7 +50,7 @@ public struct NodeMaps: Sendable {
         maps += [
             interfaces.map, locals.table.ipv4, locals.table.ipv6, masquerade.ipv4, masquerade.ipv6,
             destinations.owners, routes.addresses.ipv4, routes.addresses.ipv6, routes.blocks4, routes.blocks6,
-            routes.prefixes4, routes.prefixes6,
+            routes.prefixes4, routes.prefixes6, tunnel.map,
         ]
         return maps.sorted { $0.name < $1.name }
     }

@@ -18,7 +18,7 @@ public struct FlowCache: Sendable {
         }
     }
 
-    private struct Told {
+    struct Told: Sendable, Hashable {
         var packets: UInt64 = 0
         var bytes: UInt64 = 0
         var reversePackets: UInt64 = 0
@@ -28,7 +28,7 @@ public struct FlowCache: Sendable {
         var last: UInt64 = 0
     }
 
-    private var told: [Biflow.Name: Told] = [:]
+    var told: [Biflow.Name: Told] = [:]
     public var timeOuts: TimeOuts
 
     public init(_ timeOuts: TimeOuts = TimeOuts()) { self.timeOuts = timeOuts }
@@ -94,5 +94,6 @@ public struct FlowCache: Sendable {
 }
 
 extension Duration {
+    /// As a number.
     var nanoseconds: Double { Double(components.seconds) * 1e9 + Double(components.attoseconds) / 1e9 }
 }

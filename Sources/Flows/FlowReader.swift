@@ -29,28 +29,41 @@ public struct FlowReader: Sendable {
 
     /// All flows, the busiest first.
     public func biflows(_ names: FlowNames = FlowNames()) throws -> [Biflow] {
-        let entries = try maps.flows.entries()
+        try biflows(of: maps.flows.entries(), names)
+    }
+
+    /// Biflows of these entries, the busiest first.
+    public func biflows(of entries: [FlowKey: FlowEntry], _ names: FlowNames = FlowNames()) throws -> [Biflow] {
+        if entries.isEmpty { return [] }
         let context = Context(
             names: names, owners: try maps.destinations.slotOwners(), destinations: maps.destinations,
             translations: try maps.masquerade.entries(), locals: try maps.locals.entries(),
             routes: RouteLookup(try maps.routes.entries()))
-        var result: [Biflow] = []
+        let flows = Self.pairs(entries).map { pair in
+            context.biflow(pair.key, pair.entry, pair.reverse.flatMap { entries[$0] })
+        }
+        return flows.sorted { ($0.bytes + $0.reverseBytes, $1.source) > ($1.bytes + $1.reverseBytes, $0.source) }
+    }
+
+    /// Each entry with that of the other direction, where there is one.
+    static func pairs(_ entries: [FlowKey: FlowEntry]) -> [(key: FlowKey, entry: FlowEntry, reverse: FlowKey?)] {
+        var result: [(key: FlowKey, entry: FlowEntry, reverse: FlowKey?)] = []
         result.reserveCapacity(entries.count)
         var done: Set<FlowKey> = []
         // The reverse direction came in by another device; match it on addresses and ports.
         var byTuple: [FlowKey: [FlowKey]] = [:]
-        for key in entries.keys { byTuple[Self.anywhere(key), default: []].append(key) }
+        for key in entries.keys { byTuple[anywhere(key), default: []].append(key) }
         // The clock ticks every few milliseconds; a question and its answer may bear one time.
         let ordered = entries.sorted {
-            ($0.value.first, Self.rank($0.key)) < ($1.value.first, Self.rank($1.key))
+            ($0.value.first, rank($0.key)) < ($1.value.first, rank($1.key))
         }
         for (key, entry) in ordered where done.insert(key).inserted {
-            let candidates = byTuple[Self.anywhere(Self.reversed(key))] ?? []
+            let candidates = byTuple[anywhere(reversed(key))] ?? []
             let reverse = candidates.filter { !done.contains($0) }.min { $0.interface < $1.interface }
             if let reverse { done.insert(reverse) }
-            result.append(context.biflow(key, entry, reverse.flatMap { entries[$0] }))
+            result.append((key, entry, reverse))
         }
-        return result.sorted { ($0.bytes + $0.reverseBytes, $1.source) > ($1.bytes + $1.reverseBytes, $0.source) }
+        return result
     }
 
     static func way(tunnelled: Bool, clear: Bool, crosses: Bool, slot: Int) -> String {

@@ -3,7 +3,7 @@
 internal import Model
 
 /// Why a record is made (IPFIX flowEndReason, RFC 5102 section 5.11.3).
-public enum FlowEndReason: UInt8, Sendable, Hashable, Codable {
+public enum FlowEndReason: UInt8, Sendable, Hashable {
     /// No packet for the idle time-out.
     case idle = 1
     /// It goes on, and the active time-out has passed.
@@ -19,7 +19,7 @@ public enum FlowEndReason: UInt8, Sendable, Hashable, Codable {
 }
 
 /// What an exporter tells of a biflow: what has come since the last record of it, and in all.
-public struct FlowRecord: Sendable, Hashable, Codable {
+public struct FlowRecord: Sendable, Hashable {
     public var flow: Biflow
     public var reason: FlowEndReason
     /// Since the record before.

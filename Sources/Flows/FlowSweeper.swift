@@ -39,24 +39,49 @@ public struct FlowSweeper: Sendable {
         transport == 6 ? entry.tcpFlags & 0x10 == 0 : entry.packets < 2
     }
 
-    /// One pass at a time of CLOCK_MONOTONIC; returns how many flows and mappings went.
+    /// What a pass has found and taken out.
+    public struct Swept: Sendable {
+        /// Entries that stay.
+        public var entries: [FlowKey: FlowEntry]
+        /// Those that went, with their last counters.
+        public var gone: [FlowKey: FlowEntry]
+        public var mappings: Int
+    }
+
+    /// One pass at a time of CLOCK_MONOTONIC.
     ///
     /// An entry is taken out in one step with its last counters: a packet that comes meanwhile
-    /// is counted in it, or makes another.
-    public func sweep(now: UInt64) throws -> (flows: Int, mappings: Int) {
-        var flows = 0
-        let entries = try maps.flows.entries()
-        for family in AddressFamily.allCases {
-            let own = entries.filter { $0.key.source.family == family }
-            let isCrowded = Double(own.count) > Self.pressure * Double(maps.flows.capacity)
-            for (key, entry) in own {
-                var seconds = Self.timeout(transport: key.transport, tcpFlags: entry.tcpFlags)
-                if isCrowded, Self.isEmbryonic(transport: key.transport, entry: entry) { seconds = min(seconds, 2) }
-                let limit = seconds * 1_000_000_000
-                if now > entry.last, now - entry.last > limit, try maps.flows.take(key) != nil { flows += 1 }
+    /// is counted in it, or makes another. Both directions of a flow go together, when neither is used.
+    public func sweep(now: UInt64) throws -> Swept {
+        var swept = Swept(entries: try maps.flows.entries(), gone: [:], mappings: 0)
+        var counts: [AddressFamily: Int] = [:]
+        for key in swept.entries.keys { counts[key.source.family, default: 0] += 1 }
+        let crowded = Set(counts.filter { Double($0.value) > Self.pressure * Double(maps.flows.capacity) }.keys)
+        for pair in FlowReader.pairs(swept.entries) {
+            let reverse = pair.reverse.flatMap { swept.entries[$0] }
+            let last = max(pair.entry.last, reverse?.last ?? 0)
+            var seconds = Self.timeout(transport: pair.key.transport, pair.entry, reverse)
+            if crowded.contains(pair.key.source.family), reverse == nil,
+                Self.isEmbryonic(transport: pair.key.transport, entry: pair.entry)
+            {
+                seconds = min(seconds, 2)
+            }
+            guard now > last, now - last > seconds * 1_000_000_000 else { continue }
+            for key in [pair.key, pair.reverse].compactMap({ $0 }) {
+                if let entry = try maps.flows.take(key) { swept.gone[key] = entry }
+                swept.entries[key] = nil
             }
         }
-        return (flows, try sweepMasquerade(now: now))
+        swept.mappings = try sweepMasquerade(now: now)
+        return swept
+    }
+
+    /// A connection is over when one side has reset it or both have closed it.
+    private static func timeout(transport: UInt8, _ entry: FlowEntry, _ reverse: FlowEntry?) -> UInt64 {
+        guard let reverse, transport == 6 else { return timeout(transport: transport, tcpFlags: entry.tcpFlags) }
+        let both = [entry.tcpFlags, reverse.tcpFlags].map { timeout(transport: 6, tcpFlags: $0) }
+        if (entry.tcpFlags | reverse.tcpFlags) & 0x04 != 0 { return 40 }
+        return both[0] == 30 && both[1] == 30 ? 30 : max(both[0], both[1])
     }
 
     /// The half by which the answers to a mapping's packets come.

@@ -2,59 +2,17 @@
 
 internal import Model
 
-/// A field of an IPFIX template (RFC 7011, section 3.2).
-public struct IPFIXField: Sendable, Hashable {
-    /// Information element's number.
-    public var number: UInt16
-    /// Bytes; 65535: variable.
-    public var length: UInt16
-    /// Nil: IANA's.
-    public var enterprise: UInt32?
-
-    public init(_ number: UInt16, _ length: UInt16, enterprise: UInt32? = nil) {
-        self.number = number
-        self.length = length
-        self.enterprise = enterprise
-    }
-
-    /// Of the other direction (RFC 5103, section 6.1).
-    var reversed: IPFIXField { IPFIXField(number, length, enterprise: IPFIX.reverseEnterprise) }
-
-    var specifier: [UInt8] {
-        guard let enterprise else { return IPFIX.word(number) + IPFIX.word(length) }
-        return IPFIX.word(number | 0x8000) + IPFIX.word(length) + IPFIX.bytes(enterprise)
-    }
-}
-
-/// Our fields, under the enterprise number that the configuration names.
-public enum IPFIXOwnField: UInt16, Sendable, CaseIterable {
-    /// 1 yes, 2 no (RFC 7011, section 6.1.5).
-    case encrypted = 1
-    /// UTF-8, as all names: the node that the other end is on.
-    case peerNode = 2
-    /// 32 bytes, or none.
-    case peerKey = 3
-    /// `tunnel`, `clear`, `mixed`, `local`, `outside`.
-    case way = 4
-    case sourcePod = 5
-    case destinationPod = 6
-    case sourceNode = 7
-    case destinationNode = 8
-    /// Why the last of its packets that were dropped was; empty: none was.
-    case dropReason = 9
-
-    var length: UInt16 { self == .encrypted ? 1 : 65535 }
-}
-
 /// IPFIX messages of biflows (RFC 7011, 7012, 5103), in network byte order throughout.
 ///
-/// One observation domain, one template for each family, one of options with what the exporter has sent and
-/// lost. The sequence number counts data records, as section 3.1 says.
+/// One observation domain; a template for each family, one for pairs, and one of options with what the exporter
+/// has sent and lost. The sequence number counts data records, as section 3.1 says.
 public struct IPFIX: Sendable {
     public static let reverseEnterprise: UInt32 = 29305
     public static let ipv4Template: UInt16 = 256
     public static let ipv6Template: UInt16 = 257
     public static let statisticsTemplate: UInt16 = 258
+    /// Of pairs of pods, workloads or nodes; only with fields of ours.
+    public static let pairTemplate: UInt16 = 259
     static let headerLength = 16
 
     public let domain: UInt32
@@ -74,7 +32,8 @@ public struct IPFIX: Sendable {
 
     // MARK: Templates
 
-    private static let counts = [IPFIXField(1, 8), IPFIXField(2, 8), IPFIXField(85, 8), IPFIXField(86, 8)]
+    /// Totals before deltas: a collector that keeps one number for both, as nfdump, keeps the last.
+    static let counts = [IPFIXField(85, 8), IPFIXField(86, 8), IPFIXField(1, 8), IPFIXField(2, 8)]
 
     /// In the order in which a record has them.
     func fields(_ family: AddressFamily) -> [IPFIXField] {
@@ -104,8 +63,9 @@ public struct IPFIX: Sendable {
     /// The template set and the options template set.
     func templateSets() -> [UInt8] {
         var records: [UInt8] = []
-        for (number, family) in [(Self.ipv4Template, AddressFamily.ipv4), (Self.ipv6Template, .ipv6)] {
-            let fields = fields(family)
+        var templates = [(Self.ipv4Template, fields(.ipv4)), (Self.ipv6Template, fields(.ipv6))]
+        if enterprise != nil { templates.append((Self.pairTemplate, pairFields)) }
+        for (number, fields) in templates {
             records += Self.word(number) + Self.word(UInt16(fields.count)) + fields.flatMap(\.specifier)
         }
         let options =
@@ -122,8 +82,8 @@ public struct IPFIX: Sendable {
         var bytes = flow.source.bytes + flow.destination.bytes
         bytes += Self.word(isICMP ? 0 : flow.sourcePort) + Self.word(isICMP ? 0 : flow.destinationPort)
         bytes += [flow.protocolNumber] + Self.word(isICMP ? flow.destinationPort : 0)
-        for count in [record.bytes, record.packets, flow.bytes, flow.packets] { bytes += Self.bytes(count) }
-        for count in [record.reverseBytes, record.reversePackets, flow.reverseBytes, flow.reversePackets] {
+        for count in [flow.bytes, flow.packets, record.bytes, record.packets] { bytes += Self.bytes(count) }
+        for count in [flow.reverseBytes, flow.reversePackets, record.reverseBytes, record.reversePackets] {
             bytes += Self.bytes(count)
         }
         bytes += Self.word(UInt16(flow.tcpFlags)) + Self.word(UInt16(flow.reverseTCPFlags))
@@ -176,16 +136,30 @@ public struct IPFIX: Sendable {
 
     // MARK: Messages
 
-    /// A message, and how many records of flows it has.
+    /// A data record as it is sent, and what is lost with it when it is not.
+    public struct Encoded: Sendable, Hashable {
+        public var template: UInt16
+        public var bytes: [UInt8]
+        public var packets: UInt64
+        public var octets: UInt64
+    }
+
+    public func encoded(_ flow: FlowRecord) -> Encoded {
+        Encoded(
+            template: flow.flow.source.family == .ipv4 ? Self.ipv4Template : Self.ipv6Template, bytes: record(flow),
+            packets: flow.packets + flow.reversePackets, octets: flow.bytes + flow.reverseBytes)
+    }
+
+    /// A message, and which of the records it has.
     public struct Message: Sendable, Hashable {
         public var bytes: [UInt8]
-        public var flows: Range<Int>
+        public var records: Range<Int>
     }
 
     /// Messages of these records, each no longer than may be. `time`: Unix time in seconds. `withTemplates`: the first
     /// message has the templates, and what was sent and lost until now.
     public mutating func messages(
-        _ records: [FlowRecord], time: UInt32, withTemplates: Bool, statistics: Statistics
+        _ records: [Encoded], time: UInt32, withTemplates: Bool, statistics: Statistics
     ) -> [Message] {
         var result: [Message] = []
         var body: [UInt8] = []
@@ -202,7 +176,7 @@ public struct IPFIX: Sendable {
             let length = UInt16(Self.headerLength + body.count)
             let header =
                 Self.word(10) + Self.word(length) + Self.bytes(time) + Self.bytes(sequence) + Self.bytes(domain)
-            result.append(Message(bytes: header + body, flows: first..<next))
+            result.append(Message(bytes: header + body, records: first..<next))
             sequence &+= count
             (body, first, count) = ([], next, 0)
         }
@@ -210,17 +184,15 @@ public struct IPFIX: Sendable {
             body = templateSets() + Self.set(Self.statisticsTemplate, record(statistics))
             count = 1
         }
-        for (index, flow) in records.enumerated() {
-            let template = flow.flow.source.family == .ipv4 ? Self.ipv4Template : Self.ipv6Template
-            let bytes = record(flow)
-            let needed = open.template == template ? bytes.count : bytes.count + 4
+        for (index, record) in records.enumerated() {
+            let needed = open.template == record.template ? record.bytes.count : record.bytes.count + 4
             let used = Self.headerLength + body.count + (open.bytes.isEmpty ? 0 : open.bytes.count + 4)
             if used + needed > maximumLength { close(index) }
-            if open.template != template {
+            if open.template != record.template {
                 closeSet()
-                open.template = template
+                open.template = record.template
             }
-            open.bytes += bytes
+            open.bytes += record.bytes
             count += 1
         }
         close(records.count)
@@ -235,15 +207,15 @@ public struct IPFIX: Sendable {
         stride(from: value.bitWidth - 8, through: 0, by: -8).map { UInt8(truncatingIfNeeded: value >> $0) }
     }
 
-    private static func set(_ number: UInt16, _ bytes: [UInt8]) -> [UInt8] {
+    static func set(_ number: UInt16, _ bytes: [UInt8]) -> [UInt8] {
         word(number) + word(UInt16(bytes.count + 4)) + bytes
     }
 
     /// A length of one byte, or of three, and the bytes (RFC 7011, section 7).
-    private static func variable(_ bytes: [UInt8]) -> [UInt8] {
+    static func variable(_ bytes: [UInt8]) -> [UInt8] {
         let bytes = bytes.prefix(1000)
         return (bytes.count < 255 ? [UInt8(bytes.count)] : [255] + word(UInt16(bytes.count))) + bytes
     }
 
-    private static func variable(_ text: String) -> [UInt8] { variable(Array(text.utf8)) }
+    static func variable(_ text: String) -> [UInt8] { variable(Array(text.utf8)) }
 }

@@ -77,11 +77,13 @@ public enum MetricText: Sendable {
     public func render(_ families: [MetricFamily]) -> String {
         var text = ""
         for family in families.sorted(by: { $0.name < $1.name }) where !family.samples.isEmpty {
-            // In OpenMetrics the family of `x_total` is `x`, and a counter with another name is of no known type.
-            let isPlain = self == .openMetrics && family.kind == .counter
+            // In OpenMetrics the family of `x_total` is `x`. A counter with another name, as Felix's, is of no
+            // known type: scrapers' checks would find fault with the name otherwise.
+            let isOpen = self == .openMetrics
             let isNamed = family.name.hasSuffix("_total")
-            let name = isPlain && isNamed ? String(family.name.dropLast(6)) : family.name
-            let kind = isPlain && !isNamed ? "unknown" : family.kind.rawValue
+            let name = isOpen && family.kind == .counter && isNamed ? String(family.name.dropLast(6)) : family.name
+            let isUnknown = family.kind == .counter && !isNamed
+            let kind = isUnknown ? (isOpen ? "unknown" : "untyped") : family.kind.rawValue
             text += "# HELP \(name) \(Self.escaped(family.help, quotes: self == .openMetrics))\n"
             text += "# TYPE \(name) \(kind)\n"
             for sample in family.samples {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Flows
 internal import Model
 internal import Synchronization
 public import SystemDescriptors
@@ -121,11 +122,11 @@ public struct Prober: Sendable {
             switch transport {
             case .icmp:
                 try socket.send(
-                    Self.echoRequest(identifier, word, isIPv6: isIPv6), to: SocketAddress(destination))
+                    EchoMessage.request(identifier, word, isIPv6: isIPv6), to: SocketAddress(destination))
                 let deadline = monotonicNanoseconds() + UInt64(timeoutMilliseconds) * 1_000_000
                 while monotonicNanoseconds() < deadline {
                     let (answer, _) = try socket.receive()
-                    if Self.isEchoReply(answer, identifier, isIPv6: isIPv6) { return true }
+                    if EchoMessage.isReply(answer, identifier, isIPv6: isIPv6) { return true }
                 }
                 return false
             case .udp:
@@ -140,23 +141,5 @@ public struct Prober: Sendable {
         } catch {
             return false
         }
-    }
-
-    /// RFC 792 and RFC 4443; the kernel fills in ICMPv6's checksum.
-    static func echoRequest(_ identifier: UInt16, _ payload: [UInt8], isIPv6: Bool) -> [UInt8] {
-        var packet: [UInt8] = [isIPv6 ? 128 : 8, 0, 0, 0, UInt8(identifier >> 8), UInt8(identifier & 0xff), 0, 1]
-        packet += payload
-        if !isIPv6 {
-            let sum = internetChecksum(packet)
-            packet[2] = UInt8(sum >> 8)
-            packet[3] = UInt8(sum & 0xff)
-        }
-        return packet
-    }
-
-    static func isEchoReply(_ bytes: [UInt8], _ identifier: UInt16, isIPv6: Bool) -> Bool {
-        let start = isIPv6 ? 0 : Int(bytes.first.map { $0 & 15 } ?? 5) * 4
-        guard bytes.count >= start + 8, bytes[start] == (isIPv6 ? 129 : 0) else { return false }
-        return UInt16(bytes[start + 4]) << 8 | UInt16(bytes[start + 5]) == identifier
     }
 }

@@ -166,6 +166,8 @@ public struct PodResource: Sendable, Hashable {
     public var isFinished: Bool
     /// What it may send from beside its own addresses, where that is permitted.
     public var allowedSources: [CIDR] = []
+    /// What has made it, `deployment/web`; empty: nobody has.
+    public var workload = ""
 
     /// `namespace/name`.
     public var description: String { "\(namespace)/\(name)" }
@@ -189,6 +191,20 @@ extension PodResource {
         }
         problems += reader.problems
         readAllowedSources(manifest, &problems)
+        workload = Self.workload(manifest.content)
+    }
+
+    /// The owner that controls it; of a ReplicaSet whose name ends in the pod's template hash the Deployment.
+    private static func workload(_ content: ManifestValue) -> String {
+        guard case .array(let owners)? = content[["metadata", "ownerReferences"]] else { return "" }
+        let owner = owners.first { $0["controller"]?.text == "true" } ?? owners.first
+        guard let kind = owner?["kind"]?.text, let name = owner?["name"]?.text else { return "" }
+        if kind == "ReplicaSet", let hash = content[["metadata", "labels", "pod-template-hash"]]?.text,
+            name.hasSuffix("-\(hash)")
+        {
+            return "deployment/\(name.dropLast(hash.count + 1))"
+        }
+        return "\(kind.lowercased())/\(name)"
     }
 
     /// Calico's annotation: a list of prefixes in JSON.

@@ -27,7 +27,7 @@ public struct SettingDescription: Sendable, Hashable {
         return all.first { ([$0.name] + $0.otherNames).contains { $0.lowercased() == name } }
     }
 
-    private init<Value>(
+    init<Value>(
         _ name: String, _ resource: ResourceKind, _ path: any WritableKeyPath<Settings, Value> & Sendable,
         _ range: String,
         _ effect: String, change: String = "at once", otherNames: [String] = [],
@@ -44,7 +44,7 @@ public struct SettingDescription: Sendable, Hashable {
     }
 
     /// Of one family's device.
-    private init<Value>(
+    init<Value>(
         _ name: String, _ family: AddressFamily, _ path: any WritableKeyPath<DeviceSettings, Value> & Sendable,
         _ range: String, _ effect: String, change: String = "at once",
         text: @escaping @Sendable (Value) -> String = { "\($0)" }
@@ -60,11 +60,12 @@ public struct SettingDescription: Sendable, Hashable {
     }
 
     /// Every setting, Felix's first.
-    public static let all: [SettingDescription] = device(.ipv4) + device(.ipv6) + felix + dataplane
+    public static let all: [SettingDescription] =
+        device(.ipv4) + device(.ipv6) + felix + dataplane + flowExport + dashboard
 
-    private static func word<Choice: RawRepresentable<String>>(_ choice: Choice) -> String { choice.rawValue }
+    static func word<Choice: RawRepresentable<String>>(_ choice: Choice) -> String { choice.rawValue }
 
-    private static func words<Choice: RawRepresentable<String> & CaseIterable>(_: Choice.Type) -> String {
+    static func words<Choice: RawRepresentable<String> & CaseIterable>(_: Choice.Type) -> String {
         Choice.allCases.map(\.rawValue).joined(separator: ", ")
     }
 
@@ -142,44 +143,6 @@ public struct SettingDescription: Sendable, Hashable {
             text: word),
     ]
 
-    private static let dataplane: [SettingDescription] = [
-        SettingDescription(
-            "mode", .dataplaneConfiguration, \.mode, words(ModeChoice.self),
-            "the data plane; Auto: as bpfEnabled says; Disabled: as if wireguardEnabled and V6 were false",
-            text: word),
-        SettingDescription(
-            "wireguardBackend", .dataplaneConfiguration, \.backend, words(WireGuardBackendChoice.self),
-            "the kernel's WireGuard or wireguard-go; Auto: the kernel's where it has one",
-            change: "at once; the device is replaced", text: word),
-        SettingDescription(
-            "wireguardSteeringPath", .dataplaneConfiguration, \.steeringPath, words(SteeringPathChoice.self),
-            "eBPF mode: redirect from the pod's device, or through the kernel's forwarding; Auto: Direct while nothing filters forwarded packets",
-            text: word),
-        SettingDescription(
-            "wireguardStrictMode", .dataplaneConfiguration, \.strictMode, words(StrictModeChoice.self),
-            "what is to be encrypted and cannot be is dropped; unset: what is in force, at first Disabled",
-            text: { $0?.rawValue ?? "" }),
-        SettingDescription(
-            "wireguardMSSClamp", .dataplaneConfiguration, \.segmentClamp, "Auto, Disabled, 536 to 65535",
-            "segment size that TCP SYNs through the tunnel may offer; Auto: the MTU less 40 or 60. eBPF mode",
-            text: \.text),
-        SettingDescription(
-            "wireguardHostExemptPorts", .dataplaneConfiguration, \.hostExemptPorts,
-            "at most \(Settings.maximumExemptPorts) of PROTOCOL:PORT or PROTOCOL:FIRST:LAST",
-            "what stays in clear between nodes under host encryption. eBPF mode",
-            text: { $0.isEmpty ? "none" : $0.map(\.description).joined(separator: ",") }),
-        SettingDescription(
-            "wireguardFirewallMark", .dataplaneConfiguration, \.firewallMark,
-            "a number other than 0, without the bits 0x3000", "mark of WireGuard's own packets",
-            text: { "0x" + String($0, radix: 16) }),
-        SettingDescription(
-            "wireguardInputRule", .dataplaneConfiguration, \.inputRule, words(InputRuleChoice.self),
-            "Auto: a chain of the node's firewall that would drop WireGuard's packets gets one rule of ours before",
-            text: word),
-        SettingDescription(
-            "sourceCheck", .dataplaneConfiguration, \.sourceCheck, words(SourceCheckChoice.self),
-            "pods send from their own addresses only. eBPF mode", text: word),
-    ]
 }
 
 extension SegmentClamp {

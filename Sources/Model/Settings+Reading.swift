@@ -172,6 +172,8 @@ extension Settings {
         }
         if let choice: InputRuleChoice = spec.choice("wireguardInputRule") { inputRule = choice }
         if let texts = spec.list("wireguardHostExemptPorts") { applyExemptPorts(texts, &spec) }
+        readFlowExport(&spec)
+        readDashboard(&spec)
         spec.reportUnknownFields()
     }
 

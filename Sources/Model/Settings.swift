@@ -57,6 +57,8 @@ public struct Settings: Sendable, Hashable, Codable {
     public var natPorts: ClosedRange<UInt16> = 32768...60999
     /// UDP port of the CNI's VXLAN.
     public var vxlanPort: UInt16 = 4789
+    public var flowExport = FlowExportSettings()
+    public var dashboard = DashboardSettings()
     /// How pods' host-side devices are named, beside those that the kernel's routes tell.
     public var podInterfacePrefixes = ["cali", "eni", "azv", "lxc", "veth"]
 

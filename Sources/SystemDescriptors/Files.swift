@@ -134,6 +134,13 @@ public func listFolder(_ path: String) throws(Errno) -> [FolderEntry] {
     return entries.sorted { $0.name < $1.name }
 }
 
+/// Bytes of a file.
+public func fileSize(_ path: String) throws(Errno) -> Int {
+    var information = stat()
+    guard unsafe stat(path, &information) == 0 else { throw .current }
+    return Int(information.st_size)
+}
+
 /// Whether something stands at a path.
 public func fileExists(_ path: String) -> Bool {
     unsafe access(path, F_OK) == 0

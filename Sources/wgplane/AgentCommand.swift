@@ -81,9 +81,17 @@ struct CleanupCommand: AsyncParsableCommand {
 struct DoctorCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "doctor", abstract: "Tells what this kernel and node can do, what is missing, and how to mend it.",
-        usage: "wgplane doctor [options]",
-        discussion: "Exit status 1 when the agent could not work here.")
+        usage: "wgplane doctor [options]\n       wgplane doctor --peer NODE [options]",
+        discussion: """
+            Exit status 1 when the agent could not work here. With --peer: goes from what is published to what comes
+            back, with echo requests of its own through the data plane, and says where they stop; exit status 1 when
+            they do.
+            """)
 
+    @Option(help: ArgumentHelp("Find out why packets to this node do not get through, instead.", valueName: "node"))
+    var peer: String?
+    @OptionGroup var node: NodeOptions
+    @OptionGroup var datastore: DatastoreOptions
     @OptionGroup var output: OutputOptions
     @Flag(help: "Load each program and tell what the verifier says of it, instead.") var programs = false
 
@@ -100,11 +108,27 @@ struct DoctorCommand: AsyncParsableCommand {
                     ]
                 })
         }
+        if let peer { return try await examine(peer) }
         let findings = Doctor().examine()
         if try !Output.structured(findings, output.format) {
             Output.table(["CHECK", "VERDICT", "FOUND"], findings.map { [$0.check, $0.verdict.rawValue, $0.found] })
             for finding in findings where !finding.remedy.isEmpty { print("\(finding.check): \(finding.remedy)") }
         }
         if findings.contains(where: { $0.verdict == .missing }) { throw ExitCode(1) }
+    }
+
+    private func examine(_ peer: String) async throws {
+        let store = try datastore.open()
+        let doctor = PeerDoctor(NodeView(node.options), snapshot: try await store.read())
+        let steps = try await Task.detachedThread { try doctor.examine(peer) }
+        if try !Output.structured(steps, output.format) {
+            Output.table(
+                ["STEP", "FAMILY", "VERDICT", "FOUND"],
+                steps.map { [$0.step, $0.family, $0.verdict.rawValue, $0.found] })
+            for step in steps where !step.remedy.isEmpty {
+                print("\(step.family.isEmpty ? "" : step.family + ", ")\(step.step): \(step.remedy)")
+            }
+        }
+        if steps.contains(where: { $0.verdict == .failed }) { throw ExitCode(1) }
     }
 }

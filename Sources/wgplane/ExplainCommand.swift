@@ -7,6 +7,7 @@ import Datastore
 import Flows
 import Foundation
 import Model
+import SystemDescriptors
 
 struct ExplainCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -16,7 +17,8 @@ struct ExplainCommand: AsyncParsableCommand {
             SRC and DST are addresses, or names of pods or nodes. Nothing is sent: the packet, the first of its flow,
             is decided by the rules that the programs follow, over the maps as they are, or as an archive (--from) has
             them. The far end is what the resources say it should do, or what an archive of it (--far FILE) says
-            it does. Exit status 1 when the packet would be dropped.
+            it does. Exit status 1 when the packet would be dropped. --trace then shows real packets of the flow, both
+            ways, at each hook with its verdict, as they pass; nothing is sent for that.
             """)
 
     @Argument(help: "Address, or name of a pod or node, that sends.") var source: String
@@ -25,12 +27,14 @@ struct ExplainCommand: AsyncParsableCommand {
     @Option(help: "Source port.") var sport: UInt16 = 40000
     @Option(help: "Destination port.") var dport: UInt16 = 80
     @Option(help: ArgumentHelp("An archive of the node at the far end.", valueName: "file")) var far: String?
+    @Flag(help: "Then show real packets of that flow at every hook, until interrupted.") var trace = false
+    @Option(help: "End --trace after so many seconds; 0: never.") var seconds = 0
     @OptionGroup var view: ViewOptions
     @OptionGroup var datastore: DatastoreOptions
     @OptionGroup var output: OutputOptions
 
     func run() async throws {
-        let view = try view.view()
+        let view = try trace ? view.liveView("--trace") : view.view()
         let names = await view.names(try datastore.open())
         let (from, to) = try ends(names)
         let packet = SyntheticPacket(
@@ -41,7 +45,29 @@ struct ExplainCommand: AsyncParsableCommand {
             view, names: names, snapshot: snapshot, far: try far.map { NodeView(try NodeArchive(file: $0)) })
         let explanation = try explainer.explain(packet)
         if try !Output.structured(explanation, output.format) { print(explanation) }
+        if trace { return try await follow(view, packet, names) }
         if explanation.verdict == "drop" { throw ExitCode(1) }
+    }
+
+    /// Of the flow that was explained; without a port that nobody has named.
+    private func follow(_ view: NodeView, _ packet: SyntheticPacket, _ names: [IPAddress: String]) async throws {
+        let filter = TraceFilter(
+            source: CIDR(host: packet.source), destination: CIDR(host: packet.destination),
+            transport: packet.transport, sourcePort: wantsPort("--sport") ? sport : nil,
+            destinationPort: wantsPort("--dport") ? dport : nil)
+        let tracer = PacketTracer(view, filter: filter, names: names)
+        let (seconds, format) = (seconds, output.format)
+        if format == .table { Swift.print("\nwatching") }
+        try await Task.detachedThread {
+            try tracer.run(seconds: seconds) { _, packet in
+                try packet.show(format)
+                return true
+            }
+        }
+    }
+
+    private func wantsPort(_ option: String) -> Bool {
+        CommandLine.arguments.contains { $0 == option || $0.hasPrefix("\(option)=") }
     }
 
     /// Addresses of one family; of names with both, IPv4's.
@@ -49,6 +75,8 @@ struct ExplainCommand: AsyncParsableCommand {
         func addresses(_ text: String) throws -> [IPAddress] {
             if let address = IPAddress(text) { return [address] }
             let found = names.filter { $0.value == text }.keys.sorted()
+            let wide = transport == "icmpv6" ? found.filter { $0.family == .ipv6 } : []
+            if !wide.isEmpty { return wide }
             guard !found.isEmpty else {
                 throw ProblemsError(
                     Problem(

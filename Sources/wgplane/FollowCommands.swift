@@ -129,7 +129,7 @@ struct EventFollower: Sendable {
             try Output.line(line)
             return
         }
-        let time = line.time.formatted(.dateTime.hour().minute().second())
+        let time = Output.clock(line.time)
         let source = Output.side(line.sourceName, line.source, line.sourcePort)
         let destination = Output.side(line.destinationName, line.destination, line.destinationPort)
         let device = line.device.isEmpty ? "the node" : line.device

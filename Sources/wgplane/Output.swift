@@ -14,6 +14,14 @@ enum Output {
         return port == 0 ? text : "\(text):\(port)"
     }
 
+    /// Local time of day, `14:03:07.125`.
+    static func clock(_ date: Date) -> String {
+        let formatter = DateFormatter()
+        formatter.locale = Locale(identifier: "en_US_POSIX")
+        formatter.dateFormat = "HH:mm:ss.SSS"
+        return formatter.string(from: date)
+    }
+
     /// Any value as JSON, keys sorted.
     static func json(_ value: some Encodable) throws {
         let encoder = JSONEncoder()

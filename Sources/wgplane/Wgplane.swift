@@ -18,7 +18,8 @@ struct Wgplane: AsyncParsableCommand {
         subcommands: [
             AgentCommand.self, GuardCommand.self, StatusCommand.self, ModeCommand.self, FlowsCommand.self,
             DropsCommand.self,
-            MapsCommand.self, ExplainCommand.self, MetricsCommand.self, DoctorCommand.self,
+            MapsCommand.self, ExplainCommand.self, CaptureCommand.self, MetricsCommand.self, AuditCommand.self,
+            OpenCommand.self, DoctorCommand.self,
             GetCommand.self, ApplyCommand.self, PatchCommand.self, DeleteCommand.self, CleanupCommand.self,
             LabCommand.self,
         ])

@@ -111,14 +111,17 @@ enum Cluster {
         try await patch(lab, .felixConfiguration, "default", .object(["spec": spec]))
     }
 
-    /// Sets fields of the DataplaneConfiguration `default`.
-    static func configure(_ lab: Lab, _ fields: OrderedDictionary<String, ManifestValue>) async throws {
+    /// Sets fields of the DataplaneConfiguration `default`, or of one node's.
+    static func configure(
+        _ lab: Lab, _ fields: OrderedDictionary<String, ManifestValue>, node: String? = nil
+    ) async throws {
+        let name = node.map { "node.\($0)" } ?? "default"
         try await patch(
-            lab, .dataplaneConfiguration, "default",
+            lab, .dataplaneConfiguration, name,
             .object([
                 "apiVersion": .string(ResourceKind.dataplaneConfiguration.apiVersion),
                 "kind": .string(ResourceKind.dataplaneConfiguration.rawValue),
-                "metadata": .object(["name": "default"]), "spec": .object(fields),
+                "metadata": .object(["name": .string(name)]), "spec": .object(fields),
             ]))
     }
 

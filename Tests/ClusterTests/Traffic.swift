@@ -10,6 +10,20 @@ import Testing
 
 /// What this kernel can, found by trying.
 enum KernelTraits {
+    /// tc can drop one packet of so many (cls_matchall and act_gact).
+    static var hasTap: Bool {
+        (try? inNewNetworkNamespace {
+            let commands = [
+                "ip link set lo up", "tc qdisc add dev lo clsact",
+                "tc filter add dev lo egress matchall action gact pass random determ drop 100",
+            ]
+            return try commands.allSatisfy {
+                let words = $0.split(separator: " ").map(String.init)
+                return try ProgramLaunch(words, environment: currentEnvironment(), ownSession: false).run() == 0
+            }
+        }) ?? false
+    }
+
     /// A device can be renamed while it is up (Linux 6.2).
     static var renamesLive: Bool {
         (try? inNewNetworkNamespace {

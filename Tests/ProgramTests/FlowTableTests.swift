@@ -47,6 +47,8 @@ struct FlowTableTests {
         #expect(mixed.way == "mixed" && !mixed.isEncrypted)
     }
 
+    private func counts(_ swept: FlowSweeper.Swept) -> [Int] { [swept.gone.count, swept.mappings] }
+
     @Test("what idles too long is taken out, both halves of a mapping together", arguments: Addresses.both)
     func sweeping(_ a: Addresses) throws {
         let harness = try Harness()
@@ -57,10 +59,11 @@ struct FlowTableTests {
         let sweeper = FlowSweeper(harness.maps)
         let second: UInt64 = 1_000_000_000
         let now = monotonicNanoseconds()
-        #expect(try sweeper.sweep(now: now) == (0, 0))
-        #expect(try sweeper.sweep(now: now + 61 * second) == (1, 1), "UDP is over after a minute")
+        #expect(try counts(sweeper.sweep(now: now)) == [0, 0])
+        #expect(try counts(sweeper.sweep(now: now + 61 * second)) == [1, 1], "UDP is over after a minute")
         #expect(try harness.maps.masquerade.entries().isEmpty)
         #expect(try harness.flows.keys.map(\.transport) == [6])
-        #expect(try sweeper.sweep(now: now + 3601 * second) == (1, 0), "an established connection after an hour")
+        #expect(
+            try counts(sweeper.sweep(now: now + 3601 * second)) == [1, 0], "an established connection after an hour")
     }
 }

@@ -116,7 +116,7 @@ struct IPFIXTests {
             let flow = try flow(family)
             let message = try #require(
                 exporter.messages(
-                    [record(flow)], time: 1_700_000_005, withTemplates: true, statistics: .init()
+                    [exporter.encoded(record(flow))], time: 1_700_000_005, withTemplates: true, statistics: .init()
                 ).first)
             // The header, byte by byte: version 10, length, time 0x6553f105, sequence 0, domain 77.
             #expect(Array(message.bytes[0..<2]) == [0, 10])
@@ -161,7 +161,8 @@ struct IPFIXTests {
         var echo = try flow(.ipv4, transport: 1)
         echo.state = nil
         let message = try #require(
-            exporter.messages([record(echo)], time: 1, withTemplates: true, statistics: .init()).first)
+            exporter.messages([exporter.encoded(record(echo))], time: 1, withTemplates: true, statistics: .init()).first
+        )
         var reader = Reader()
         try reader.read(message.bytes)
         let values = try #require(reader.records.last?.values)
@@ -175,7 +176,9 @@ struct IPFIXTests {
         var reader = Reader()
         var total = 0
         for (round, size) in [1, 0, 57, 300].enumerated() {
-            let records = try (0..<size).map { record(try flow($0 % 3 == 0 ? .ipv6 : .ipv4, $0)) }
+            let records = try (0..<size).map {
+                exporter.encoded(record(try flow($0 % 3 == 0 ? .ipv6 : .ipv4, $0)))
+            }
             let messages = exporter.messages(
                 records, time: 9, withTemplates: round == 0, statistics: .init())
             for message in messages {
@@ -183,9 +186,9 @@ struct IPFIXTests {
                 let before = reader.records.count
                 try reader.read(message.bytes)
                 #expect(reader.sequences.last == UInt32(before), "as many data records came before it")
-                #expect(reader.records.count - before == message.flows.count + (before == 0 ? 1 : 0))
+                #expect(reader.records.count - before == message.records.count + (before == 0 ? 1 : 0))
             }
-            #expect(messages.flatMap(\.flows).elementsEqual(0..<size))
+            #expect(messages.flatMap(\.records).elementsEqual(0..<size))
             total += size
         }
         #expect(reader.records.count == total + 1 && exporter.sequence == UInt32(total + 1))

@@ -32,7 +32,7 @@ struct MetricsTests {
                 wgplane_pass_seconds_sum 3.25
                 wgplane_pass_seconds_count 3
                 # HELP wireguard_bytes_sent Bytes.
-                # TYPE wireguard_bytes_sent counter
+                # TYPE wireguard_bytes_sent untyped
                 wireguard_bytes_sent 1.5
 
                 """)

@@ -81,6 +81,13 @@ struct SettingsTests {
         ("wireguardBackend", "Go"), ("wireguardSteeringPath", "Short"), ("wireguardStrictMode", "true"),
         ("wireguardMSSClamp", "12"), ("wireguardHostExemptPorts", .array(["tcp"])),
         ("wireguardFirewallMark", "0x1000"), ("wireguardInputRule", "Always"), ("sourceCheck", "No"),
+        ("flowExportCollector", "192.0.2.9:4739"), ("flowExportFile", "flows.json"),
+        ("flowExportFileMegabytes", .integer(0)), ("flowExportAggregation", "Pod"),
+        ("flowExportActiveTimeout", "0s"), ("flowExportIdleTimeout", "later"),
+        ("flowExportTemplateInterval", "20h"), ("flowExportEnterpriseNumber", .integer(-1)),
+        ("flowExportCAFile", "ca.pem"), ("flowExportCertFile", "/only.pem"), ("flowExportKeyFile", "key.pem"),
+        ("dashboardAddress", "0.0.0.0:9586"), ("dashboardCertFile", "cert.pem"), ("dashboardKeyFile", "key.pem"),
+        ("dashboardTokenFile", "token"),
     ]
 
     @Test("an invalid value is refused alone: what is in force stays, else the next lower word holds")

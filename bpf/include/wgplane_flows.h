@@ -136,9 +136,10 @@ _Static_assert(sizeof(struct wgp_fragment_value) == 24, "fragment_value");
 enum wgp_event_kind {
 	WGP_EVENT_DROP = 1,
 	WGP_EVENT_FLOW = 2, /* a flow's entry is made */
+	WGP_EVENT_TRACE = 3, /* a packet that somebody wants to see: struct wgp_trace */
 };
 
-/* Map "events": ring buffer of these. */
+/* Map "events": ring buffer of these, or of struct wgp_trace. */
 struct wgp_event {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u8 source[16]; /* IPv4 in the first four bytes */
@@ -149,13 +150,50 @@ struct wgp_event {
 	__u32 ifindex; /* device it came in by, 0: the node itself */
 	__u8 kind; /* enum wgp_event_kind */
 	__u8 hook; /* enum wgp_hook */
-	__u8 reason; /* enum wgp_reason of a drop */
+	__u8 reason; /* enum wgp_reason of a drop, of a trace the last that was counted */
 	__u8 family;
 	__u8 protocol;
 	__u8 flags; /* of a flow: enum wgp_flow_flag */
 	__u8 pad[6];
 };
 _Static_assert(sizeof(struct wgp_event) == 64, "event");
+
+enum wgp_trace_verdict {
+	WGP_TRACE_PASS = 0, /* goes on as the stack or another program says */
+	WGP_TRACE_DROP = 1,
+	WGP_TRACE_REDIRECT = 2, /* into another device */
+};
+
+/* Bytes of a packet that a trace has. */
+#define WGP_TRACE_BYTES 256
+
+/* A packet as it leaves a hook. */
+struct wgp_trace {
+	struct wgp_event event;
+	__u32 length; /* of the packet, from its link header on */
+	__u32 slot; /* of the destination, where the hook looks at it */
+	__u16 captured; /* bytes of `data` */
+	__u8 verdict; /* enum wgp_trace_verdict */
+	__u8 is_ethernet; /* `data` begins with an Ethernet header, else with IP's */
+	__u16 segments; /* that it is made into, 1 without GSO */
+	__u16 pad;
+	__u8 data[WGP_TRACE_BYTES];
+};
+_Static_assert(sizeof(struct wgp_trace) == 336, "trace");
+
+/* Which packets are traced, in either direction. Addresses and masks: IPv4 in the first word. */
+struct wgp_trace_filter {
+	__be32 address[4]; /* of one side */
+	__be32 mask[4];
+	__be32 other[4]; /* of the other side */
+	__be32 other_mask[4];
+	__be16 port; /* 0: any */
+	__be16 other_port;
+	__u8 family; /* 0: any */
+	__u8 protocol; /* 0: any */
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct wgp_trace_filter) == 72, "trace_filter");
 
 /*
  * Map "event_control": one entry, written by who listens. Events are made until the
@@ -164,10 +202,34 @@ _Static_assert(sizeof(struct wgp_event) == 64, "event");
 struct wgp_event_control {
 	__u64 drops_until_ns;
 	__u64 flows_until_ns;
+	__u64 traces_until_ns;
+	struct wgp_trace_filter filter;
 	__u32 sample; /* one of so many drops; 0 or 1: all */
 	__u32 pad;
 };
-_Static_assert(sizeof(struct wgp_event_control) == 24, "event_control");
+_Static_assert(sizeof(struct wgp_event_control) == 104, "event_control");
+
+/* ---- audit ------------------------------------------------------------- */
+
+/* Map "tunnel": per-CPU array by these, of what goes into WireGuard's devices and comes out. */
+enum wgp_tunnel_index {
+	WGP_TUNNEL_OUT4 = 0,
+	WGP_TUNNEL_OUT6 = 1,
+	WGP_TUNNEL_IN4 = 2,
+	WGP_TUNNEL_IN6 = 3,
+	WGP_TUNNEL_COUNT = 4,
+};
+
+struct wgp_tunnel_count {
+	__u64 packets; /* segments */
+	__u64 bytes; /* of IP */
+	__u64 message_bytes; /* of the data messages that carry them, as WireGuard counts them */
+	__u64 slack; /* bytes of padding that there may be beside */
+};
+
+/* A data message's header and tag (WireGuard, section 5.4.6), and what its content is padded to. */
+#define WGP_MESSAGE_OVERHEAD 32
+#define WGP_MESSAGE_PADDING 16
 
 /* Map "icmp_limit": per CPU, one entry. */
 struct wgp_icmp_limit {

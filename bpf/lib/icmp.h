@@ -9,7 +9,6 @@
 #include "events.h"
 
 #define WGP_ICMP_HEADER 8
-#define WGP_GSO_BY_FRAGS 0xffff
 
 /* The tunnel's MTU when a packet, or each segment of one, is larger; else 0. */
 static __always_inline __u32 wgp_exceeds(const struct __sk_buff *skb, const struct wgp_packet *p,

@@ -40,11 +40,13 @@ static __always_inline int wgp_is_own_port(const struct wgp_config *cfg, __u8 fa
 	       (other && port == bpf_htons(other));
 }
 
+/* The packet is the one at hand, which the program owns, though most only read it. */
 static __always_inline void wgp_count(const struct wgp_packet *packet, __u32 hook, __u32 reason)
 {
 	__u32 index = reason * WGP_HOOK_COUNT + hook;
 	struct wgp_counter *counter = bpf_map_lookup_elem(&counters, &index);
 
+	((struct wgp_packet *)packet)->reason = reason;
 	if (counter) {
 		counter->packets += packet->packets;
 		counter->bytes += packet->bytes;

@@ -45,6 +45,7 @@ WGP_MAP(fragments4, LRU, struct wgp_fragment_key4, struct wgp_fragment_value, WG
 WGP_MAP(fragments6, LRU, struct wgp_fragment_key6, struct wgp_fragment_value, WGP_MAX_FRAGMENTS, 0);
 
 WGP_MAP(icmp_limit, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct wgp_icmp_limit, 1, 0);
+WGP_MAP(tunnel, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct wgp_tunnel_count, WGP_TUNNEL_COUNT, 0);
 WGP_MAP(event_control, ARRAY, __u32, struct wgp_event_control, 1, 0);
 
 struct {

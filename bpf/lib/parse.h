@@ -31,6 +31,9 @@ struct wgp_icmp {
 	__be16 sequence;
 };
 
+/* Segments of any size, which fit: SCTP (GSO_BY_FRAGS of the kernel). */
+#define WGP_GSO_BY_FRAGS 0xffff
+
 #define WGP_IP_OFFSET_MASK 0x1fff
 #define WGP_IP_DONT_FRAGMENT 0x4000
 #define WGP_IP_MORE_FRAGMENTS 0x2000
@@ -72,6 +75,7 @@ struct wgp_packet {
 	__u8 has_port; /* TCP, UDP or an echo message with its header here */
 	__u8 hop_limit; /* TTL */
 	__u8 may_split; /* IPv4 without DF */
+	__u8 reason; /* enum wgp_reason that it was counted under last, for a trace */
 };
 
 static __always_inline int wgp_is_icmp(const struct wgp_packet *p)

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DataplaneMaps
+internal import FlowExport
+internal import Flows
+internal import Foundation
+internal import Logging
+internal import Model
+internal import Netlink
+internal import Steering
+internal import SystemDescriptors
+
+/// Sweeps the flow table, and has its flows exported. On a thread of its own, for a table can be large.
+actor FlowKeeper {
+    /// What makes records readable.
+    struct Names: Sendable {
+        var addresses: [IPAddress: String] = [:]
+        var workloads: [IPAddress: String] = [:]
+    }
+
+    nonisolated let exporter: FlowExporter
+    private let queue = KernelQueue(label: "flows")
+    private let options: AgentOptions
+    private let statistics: AgentStatistics
+    private let logger: Logger
+    private var cache: FlowCache?
+    private var aggregator: FlowAggregator?
+    private var lastAggregate = ContinuousClock.now
+    private var lastCycle: ContinuousClock.Instant?
+
+    nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
+
+    init(options: AgentOptions, statistics: AgentStatistics, logger: Logger) {
+        self.options = options
+        self.statistics = statistics
+        self.logger = logger
+        exporter = FlowExporter(node: options.node, logger: logger)
+    }
+
+    /// Seconds between two cycles: less than the time-outs, so that these are kept.
+    private func period(_ settings: FlowExportSettings) -> Duration {
+        settings.isOn && min(settings.activeTimeout, settings.idleTimeout) < 10 ? .seconds(1) : .seconds(5)
+    }
+
+    /// Call it each second; it works when a cycle is due. `isLast`: the maps go, and all is told.
+    func cycle(
+        _ maps: NodeMaps?, _ names: Names, devices: [UInt32: String], _ settings: FlowExportSettings,
+        isLast: Bool = false
+    ) async {
+        await exporter.configure(settings)
+        if let lastCycle, !isLast, ContinuousClock.now - lastCycle < period(settings) { return }
+        lastCycle = .now
+        guard let maps else { return }
+        let began = monotonicNanoseconds()
+        do {
+            let swept = try FlowSweeper(maps).sweep(now: began)
+            statistics.noteEnded(flows: swept.gone.count, mappings: swept.mappings)
+            if swept.gone.count + swept.mappings > 0 {
+                logger.debug(
+                    "flows ended", metadata: ["flows": "\(swept.gone.count)", "mappings": "\(swept.mappings)"])
+            }
+            if settings.isOn {
+                let readable = FlowNames(
+                    addresses: names.addresses, interfaces: devices, node: options.node)
+                try await export(swept, FlowReader(maps), readable, names.workloads, settings, isLast)
+            } else {
+                cache = nil
+                aggregator = nil
+            }
+        } catch {
+            logger.warning("flows cannot be swept", metadata: ["error": "\(error)"])
+        }
+        statistics.noteFlowCycle(nanoseconds: monotonicNanoseconds() - began)
+    }
+
+    private func export(
+        _ swept: FlowSweeper.Swept, _ reader: FlowReader, _ names: FlowNames, _ workloads: [IPAddress: String],
+        _ settings: FlowExportSettings, _ isLast: Bool
+    ) async throws {
+        let timeOuts = FlowCache.TimeOuts(
+            active: .seconds(Int(settings.activeTimeout)), idle: .seconds(Int(settings.idleTimeout)))
+        var cache = cache ?? remembered(timeOuts)
+        cache.timeOuts = timeOuts
+        let records = cache.records(
+            try reader.biflows(of: swept.entries, names), gone: try reader.biflows(of: swept.gone, names),
+            now: monotonicNanoseconds(), wall: UInt64(Date().timeIntervalSince1970 * 1000), isLast: isLast)
+        self.cache = cache
+        keep(cache, isChanged: !records.isEmpty || !swept.gone.isEmpty, isLast: isLast)
+        guard settings.aggregation != .flow else {
+            aggregator = nil
+            return await exporter.submit(records)
+        }
+        if aggregator?.level != settings.aggregation { aggregator = FlowAggregator(settings.aggregation) }
+        aggregator?.add(records, workloads: workloads)
+        guard isLast || ContinuousClock.now - lastAggregate >= .seconds(Int(settings.activeTimeout)) else { return }
+        lastAggregate = .now
+        await exporter.submit(aggregator?.take() ?? [])
+    }
+
+    /// With what an earlier agent's records have told.
+    private func remembered(_ timeOuts: FlowCache.TimeOuts) -> FlowCache {
+        var cache = FlowCache(timeOuts)
+        if let memory = try? readFile(options.flowMemory) { cache.remember(memory) }
+        return cache
+    }
+
+    /// Before the records are handed over: a crash in between loses them, and tells nothing twice.
+    private func keep(_ cache: FlowCache, isChanged: Bool, isLast: Bool) {
+        do {
+            if isLast {
+                try removeFile(options.flowMemory)
+            } else if isChanged {
+                try replaceFile(options.flowMemory, with: cache.memory, mode: 0o600)
+            }
+        } catch {
+            logger.warning(
+                "what flow records have told cannot be kept",
+                metadata: ["file": "\(options.flowMemory)", "error": "\(error)"])
+        }
+    }
+}
+
+extension NodeController {
+    /// Call it each second.
+    func keepFlows() async {
+        await flows.cycle(steering?.maps, flowNames(), devices: deviceIndices(), inForce?.flowExport ?? .init())
+    }
+
+    /// The flow table is about to go.
+    func tellLastFlows() async {
+        guard let maps = steering?.maps else { return }
+        await flows.cycle(
+            maps, flowNames(), devices: deviceIndices(), inForce?.flowExport ?? .init(), isLast: true)
+    }
+
+    private func deviceIndices() -> [UInt32: String] {
+        let links = (try? session().links()) ?? []
+        return Dictionary(links.map { ($0.index, $0.name) }, uniquingKeysWith: { first, _ in first })
+    }
+
+    func flowNames() -> FlowKeeper.Names {
+        guard let snapshot else { return FlowKeeper.Names() }
+        if let lastNames, lastNames.version == snapshotVersion { return lastNames.names }
+        let names = FlowKeeper.Names(
+            addresses: NodeView.addressNames(snapshot), workloads: NodeView.workloadNames(snapshot))
+        lastNames = (snapshotVersion, names)
+        return names
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DataplaneMaps
+public import Flows
+internal import Foundation
+internal import Logging
+internal import Model
+internal import Synchronization
+internal import SystemDescriptors
+internal import WireGuard
+
+/// Looks at what an audit compares, on a node.
+public struct NodeAudit: Sendable {
+    private let view: NodeView
+
+    public init(_ view: NodeView) { self.view = view }
+
+    /// One look. Throws in another mode than eBPF, which has no such counters.
+    public func sample() throws -> TunnelAudit.Sample {
+        let maps = try view.maps()
+        let report = try view.report()
+        let before = try counts(maps)
+        var transfers: [AddressFamily: [PublicKey: TunnelAudit.Transfer]] = [:]
+        for family in AddressFamily.allCases {
+            guard let name = report[family]?.device, let (_, state) = try view.device(name) else { continue }
+            transfers[family] = state.peers.mapValues {
+                TunnelAudit.Transfer(received: $0.receivedBytes, sent: $0.sentBytes)
+            }
+        }
+        let steered = try maps.counters.total(.tunnelled)
+        return TunnelAudit.Sample(
+            time: view.monotonic, before: before, after: try counts(maps), transfers: transfers, steered: steered)
+    }
+
+    private func counts(_ maps: NodeMaps) throws -> [TunnelAudit.Way: TunnelCount] {
+        try maps.tunnel.readAll().reduce(into: [:]) { $0[.init($1.direction, $1.family)] = $1.count }
+    }
+}
+
+/// The agent's own audit: WireGuard's counters over the last minute, and peers that do not answer.
+actor AuditKeeper {
+    private let view: NodeView
+    private let logger: Logger
+    private let queue = KernelQueue(label: "audit")
+    private var samples: [TunnelAudit.Sample] = []
+    private var watch = StallWatch()
+    private let holder = Mutex(Result())
+
+    struct Result: Sendable {
+        var findings: [TunnelAudit.Finding] = []
+        var stalls: [StallWatch.Stall] = []
+    }
+
+    /// Seconds that the audit looks back.
+    static let window = 60.0
+
+    nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
+    nonisolated var result: Result { holder.withLock { $0 } }
+
+    init(_ view: NodeView, logger: Logger) {
+        self.view = view
+        self.logger = logger
+    }
+
+    /// Call it every ten seconds or so.
+    func look() {
+        guard let sample = try? NodeAudit(view).sample() else {
+            samples = []
+            holder.withLock { $0.findings = [] }
+            findStalls()
+            return
+        }
+        samples.append(sample)
+        samples.removeAll { Double(sample.time - $0.time) / 1e9 > Self.window + 5 }
+        let findings = samples.count > 1 ? TunnelAudit.findings(from: samples[0], to: sample) : []
+        // Counters that peers have taken along begin anew.
+        if findings.contains(where: { $0.verdict == .unknown }) { samples = [sample] }
+        let old = holder.withLock { state in
+            defer { state.findings = findings }
+            return state.findings
+        }
+        for finding in findings where Self.isAlarm(finding) && !old.contains(where: { Self.isSame($0, finding) }) {
+            logger.error(
+                "audit: WireGuard's counters and the programs' differ",
+                metadata: [
+                    "direction": "\(finding.direction.rawValue)", "family": "\(finding.family)",
+                    "difference": "\(finding.difference)", "verdict": "\(finding.verdict.rawValue)",
+                ])
+        }
+        findStalls()
+    }
+
+    static func isAlarm(_ finding: TunnelAudit.Finding) -> Bool {
+        finding.verdict == .missing || finding.verdict == .surplus
+    }
+
+    private static func isSame(_ a: TunnelAudit.Finding, _ b: TunnelAudit.Finding) -> Bool {
+        a.direction == b.direction && a.family == b.family && a.verdict == b.verdict
+    }
+
+    private func findStalls() {
+        guard let report = try? view.report() else { return }
+        var peers: [StallWatch.Peer] = []
+        for family in AddressFamily.allCases {
+            guard let told = report[family], let (_, state) = try? view.device(told.device) else { continue }
+            let now = Int64(view.date.timeIntervalSince1970)
+            for (key, peer) in state.peers {
+                peers.append(
+                    StallWatch.Peer(
+                        family: family, key: key, node: told.peers.first { $0.publicKey == key }?.node ?? "\(key)",
+                        transfer: .init(received: peer.receivedBytes, sent: peer.sentBytes),
+                        handshakeAge: peer.lastHandshake.flatMap { $0 == 0 ? nil : now - Int64($0) }))
+            }
+        }
+        let stalls = watch.look(peers, now: view.monotonic)
+        holder.withLock { $0.stalls = stalls }
+    }
+}
+
+extension AuditKeeper.Result {
+    func families(_ report: StatusReport?) -> [MetricFamily] {
+        var difference = MetricFamily(
+            "wgplane_audit_difference_ratio", .gauge,
+            "WireGuard's bytes less the programs' over the last minute, of the programs'; 0 within what cannot be told."
+        )
+        var alarm = MetricFamily(
+            "wgplane_audit_alarm", .gauge, "1: they differ by more than handshakes and keep-alives make.")
+        for finding in findings {
+            difference.add(
+                finding.difference, ["direction": finding.direction.rawValue, "family": finding.family])
+            alarm.add(
+                AuditKeeper.isAlarm(finding) ? 1 : 0,
+                ["direction": finding.direction.rawValue, "family": finding.family])
+        }
+        var stalled = MetricFamily(
+            "wgplane_peer_stalled", .gauge, "1: the peer is sent to and does not answer, and its handshake is old.")
+        for family in AddressFamily.allCases {
+            for peer in report?[family]?.peers ?? [] where peer.state != PeerTable.Readiness.retiring.rawValue {
+                let isStalled = stalls.contains { $0.family == family && $0.node == peer.node }
+                stalled.add(isStalled ? 1 : 0, ["family": family.description, "node": peer.node])
+            }
+        }
+        return [difference, alarm, stalled]
+    }
+
+    var problems: [Problem] {
+        findings.filter(AuditKeeper.isAlarm).map { finding in
+            let isLoss = finding.verdict == .missing
+            return Problem(
+                resource: "Audit", field: "\(finding.family) \(finding.direction.rawValue)",
+                value: "\((finding.difference * 10_000).rounded() / 100) %",
+                message: isLoss
+                    ? "packets are taken away between the programs and WireGuard"
+                    : "WireGuard carries packets that the programs have not seen",
+                remedy:
+                    "look at filters, qdiscs and programs of the WireGuard device (`tc -s qdisc`, `tc filter show dev DEVICE egress`, `bpftool net`); see `wgplane audit`"
+            )
+        }
+            + stalls.map { stall in
+                let age = stall.handshakeAge.map { "its last handshake is \($0) s old" } ?? "there was no handshake"
+                return Problem(
+                    .warning, resource: "Node/\(stall.node)", field: "\(stall.family) peer",
+                    message: "is sent to and has not answered for \(stall.seconds) s, and \(age)",
+                    remedy: "see `wgplane doctor --peer \(stall.node)`")
+            }
+    }
+}

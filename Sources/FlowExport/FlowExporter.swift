@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DequeModule
+public import Flows
+internal import Foundation
+public import Logging
+public import Model
+
+/// Sends records to a collector by IPFIX, and writes them to a file.
+///
+/// It waits for nobody but its own socket: what a collector does not take in time waits in a queue, and what does
+/// not fit there is counted as lost, the oldest first.
+public actor FlowExporter {
+    private let node: String
+    private let logger: Logger
+    private let domain: UInt32
+    private let holder = ExportStateHolder()
+    private let file = LineFile()
+
+    private var settings = FlowExportSettings()
+    /// Counts changes of them.
+    private var version = 0
+    private var ipfix: IPFIX
+    private var connection: (value: CollectorConnection, version: Int)?
+    private var queue: Deque<IPFIX.Encoded> = []
+    private var queuedBytes = 0
+    private var lastTemplates: ContinuousClock.Instant?
+    private var nextTry = ContinuousClock.now
+    private var delay = firstDelay
+    /// Records sent by this connection a moment ago.
+    private var recent: [(at: ContinuousClock.Instant, count: Int)] = []
+    /// The collector has not refused what it was sent first.
+    private var isTried = false
+
+    private let (wakes, wake) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+
+    static let firstDelay = Duration.milliseconds(500)
+    static let lastDelay = Duration.seconds(10)
+    /// How long a collector may take to read what it was sent.
+    static let doubt = Duration.seconds(2)
+    /// Bytes of records that may wait.
+    static let queueLimit = 32 << 20
+    /// Messages in a row, and the pause behind them that lets a collector's socket breathe.
+    static let burst = (messages: 32, pause: Duration.milliseconds(4))
+
+    public init(node: String, logger: Logger) {
+        self.node = node
+        self.logger = logger
+        domain = Self.domain(node)
+        ipfix = IPFIX(domain: domain, enterprise: nil, maximumLength: 1232)
+    }
+
+    public nonisolated var state: ExportState { holder.value }
+
+    /// The observation domain of a node: FNV-1a of its name, never 0.
+    static func domain(_ node: String) -> UInt32 {
+        let hash = node.utf8.reduce(UInt32(2_166_136_261)) { ($0 ^ UInt32($1)) &* 16_777_619 }
+        return max(hash, 1)
+    }
+
+    // MARK: Input
+
+    public func configure(_ new: FlowExportSettings) async {
+        guard new != settings else { return }
+        settings = new
+        version += 1
+        await file.configure(path: new.file, limit: Int(new.fileLimit) << 20)
+        if new.collector == nil { lose(queue.count, "the collector is not set any more") }
+        (nextTry, delay) = (.now, Self.firstDelay)
+        holder.change {
+            $0.collector = new.collector?.description ?? ""
+            $0.state = new.collector == nil ? "off" : "connecting"
+            $0.reason = ""
+        }
+        wake.yield()
+    }
+
+    public func submit(_ records: [FlowRecord]) async {
+        if settings.collector != nil { enqueue(records.map(ipfixForEncoding.encoded)) }
+        await write(records.map { ExportLine($0, exporter: node) })
+    }
+
+    public func submit(_ records: [AggregateRecord]) async {
+        if settings.collector != nil { enqueue(records.map(ipfixForEncoding.encoded)) }
+        await write(records.map { ExportLine($0, exporter: node) })
+    }
+
+    /// Only its fields matter.
+    private var ipfixForEncoding: IPFIX {
+        IPFIX(
+            domain: domain, enterprise: settings.enterpriseNumber == 0 ? nil : settings.enterpriseNumber,
+            maximumLength: 1232)
+    }
+
+    private func enqueue(_ records: [IPFIX.Encoded]) {
+        guard !records.isEmpty else { return }
+        for record in records {
+            queue.append(record)
+            queuedBytes += record.bytes.count
+        }
+        var surplus = 0
+        var bytes = queuedBytes
+        while bytes > Self.queueLimit, surplus < queue.count {
+            bytes -= queue[surplus].bytes.count
+            surplus += 1
+        }
+        if surplus > 0 { lose(surplus, "the collector does not take them in time") }
+        holder.change { $0.queued = queue.count }
+        wake.yield()
+    }
+
+    private func write(_ lines: [ExportLine]) async {
+        guard !settings.file.isEmpty, !lines.isEmpty else { return }
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        do {
+            var bytes: [UInt8] = []
+            for line in lines { bytes += try encoder.encode(line) + [0x0a] }
+            try await file.append(bytes)
+            holder.change {
+                $0.fileRecords += UInt64(lines.count)
+                $0.fileReason = ""
+            }
+        } catch {
+            let path = settings.file
+            if holder.value.fileReason.isEmpty {
+                logger.warning(
+                    "flow records cannot be written", metadata: ["file": "\(path)", "error": "\(error)"])
+            }
+            holder.change {
+                $0.fileLost += UInt64(lines.count)
+                $0.fileReason = "\(path): \(error)"
+            }
+        }
+    }
+
+    /// Takes the oldest out of the queue, uncounted.
+    private func takeFirst(_ count: Int) -> [IPFIX.Encoded] {
+        let taken = Array(queue.prefix(count))
+        queue.removeFirst(taken.count)
+        queuedBytes -= taken.reduce(0) { $0 + $1.bytes.count }
+        holder.change { $0.queued = queue.count }
+        return taken
+    }
+
+    private func lose(_ count: Int, _ reason: String) { lose(takeFirst(count), reason) }
+
+    private func lose(_ records: [IPFIX.Encoded], _ reason: String) {
+        guard !records.isEmpty else { return }
+        holder.change {
+            $0.statistics.lostRecords += UInt64(records.count)
+            $0.statistics.lostPackets += records.reduce(0) { $0 + $1.packets }
+            $0.statistics.lostBytes += records.reduce(0) { $0 + $1.octets }
+        }
+        logger.warning("flow records are lost", metadata: ["records": "\(records.count)", "reason": "\(reason)"])
+    }
+
+    // MARK: Output
+
+    /// Sends what there is, until the task is cancelled.
+    public func run() async {
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { [wake] in
+                // For templates that are due, and collectors that were away.
+                while (try? await Task.sleep(for: .milliseconds(500))) != nil { wake.yield() }
+                wake.finish()
+            }
+            for await _ in wakes { await drain() }
+            group.cancelAll()
+        }
+    }
+
+    /// Sends what is left, for as long as that; what is left then is lost.
+    public func finish(within limit: Duration = .seconds(2)) async {
+        let deadline = ContinuousClock.now + limit
+        while !queue.isEmpty, ContinuousClock.now < deadline, nextTry <= .now {
+            await drain()
+        }
+        lose(queue.count, "the agent stops")
+        connection?.value.close()
+        connection = nil
+    }
+
+    private func drain() async {
+        guard let collector = settings.collector else {
+            connection?.value.close()
+            connection = nil
+            return
+        }
+        while !Task.isCancelled {
+            // A connection that was closed meanwhile is found out also while there is nothing to send.
+            if let connection, !connection.value.isActive { _ = await connect(collector) }
+            let isDue = templatesAreDue(collector)
+            guard !queue.isEmpty || isDue, let connection = await connect(collector), version == connection.version
+            else { return }
+            guard await sendSome(connection.value, collector, withTemplates: templatesAreDue(collector)) else { return }
+        }
+    }
+
+    private func templatesAreDue(_ collector: CollectorAddress) -> Bool {
+        guard let lastTemplates, connection != nil else { return connection == nil ? false : true }
+        return ContinuousClock.now - lastTemplates >= .seconds(Int(settings.templateInterval))
+    }
+
+    private func connect(_ collector: CollectorAddress) async -> (value: CollectorConnection, version: Int)? {
+        if let connection {
+            if connection.version == version, connection.value.isActive { return connection }
+            if !connection.value.isActive { noteClosed(connection.value, collector) }
+            connection.value.close()
+            self.connection = nil
+        }
+        guard ContinuousClock.now >= nextTry else { return nil }
+        let tried = version
+        do {
+            let opened = try await CollectorConnection.open(settings, collector)
+            guard tried == version else {
+                opened.close()
+                return nil
+            }
+            ipfix = IPFIX(
+                domain: domain, enterprise: settings.enterpriseNumber == 0 ? nil : settings.enterpriseNumber,
+                maximumLength: opened.maximumLength)
+            connection = (opened, tried)
+            lastTemplates = nil
+            isTried = collector.transport != .udp
+            return connection
+        } catch {
+            fail("\(error)")
+            return nil
+        }
+    }
+
+    /// The collector has closed the connection: what it was sent last it may not have read.
+    private func noteClosed(_ connection: CollectorConnection, _ collector: CollectorAddress) {
+        let count = recent.filter { ContinuousClock.now - $0.at < Self.doubt }.reduce(0) { $0 + $1.count }
+        recent = []
+        logger.warning(
+            "collector has closed the connection",
+            metadata: [
+                "collector": "\(collector)", "reason": "\(connection.lastTrouble)", "unconfirmed": "\(count)",
+            ])
+        holder.change { $0.unconfirmed += UInt64(count) }
+        if !connection.lastTrouble.isEmpty { fail(connection.lastTrouble) }
+    }
+
+    /// One burst. False: it went wrong, and is tried again later.
+    private func sendSome(
+        _ connection: CollectorConnection, _ collector: CollectorAddress, withTemplates: Bool
+    ) async -> Bool {
+        // A collector that is not there is found out with one message.
+        let messages = isTried ? Self.burst.messages : 1
+        let room = messages * (connection.maximumLength - 100)
+        var bytes = withTemplates ? 1000 : 0
+        var count = 0
+        while count < queue.count, bytes + queue[count].bytes.count <= room || count == 0 {
+            bytes += queue[count].bytes.count
+            count += 1
+        }
+        let records = takeFirst(count)
+        let parts = ipfix.messages(
+            records, time: UInt32(Date().timeIntervalSince1970), withTemplates: withTemplates,
+            statistics: holder.value.statistics)
+        if withTemplates { lastTemplates = .now }
+        do {
+            try await connection.send(parts.map(\.bytes))
+        } catch {
+            lose(records, "\(connection.lastTrouble.isEmpty ? "\(error)" : connection.lastTrouble)")
+            fail(connection.lastTrouble.isEmpty ? "\(error)" : connection.lastTrouble)
+            return false
+        }
+        if collector.transport == .udp {
+            try? await Task.sleep(for: isTried ? Self.burst.pause : .milliseconds(20))
+            if connection.takeTroubles() > 0 {
+                lose(records, "nobody listens at \(collector)")
+                fail(connection.lastTrouble)
+                return false
+            }
+        }
+        if collector.transport != .udp {
+            recent.removeAll { ContinuousClock.now - $0.at >= Self.doubt }
+            recent.append((.now, records.count))
+        }
+        isTried = true
+        delay = Self.firstDelay
+        holder.change {
+            if $0.state == "failing" || $0.state == "connecting" {
+                logger.info("flow records are exported", metadata: ["collector": "\(collector)"])
+            }
+            ($0.state, $0.reason) = ("connected", "")
+            $0.statistics.messages += UInt64(parts.count)
+            $0.statistics.records += UInt64(records.count)
+        }
+        return true
+    }
+
+    private func fail(_ reason: String) {
+        connection?.value.close()
+        connection = nil
+        nextTry = .now + delay
+        delay = min(delay * 2, Self.lastDelay)
+        if holder.value.state != "failing" {
+            logger.warning(
+                "flow records cannot be sent; they wait",
+                metadata: ["collector": "\(holder.value.collector)", "reason": "\(reason)"])
+        }
+        holder.change { ($0.state, $0.reason) = ("failing", reason) }
+    }
+}

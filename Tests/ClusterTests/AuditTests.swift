@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import Foundation
+import Lab
+import Model
+import SystemDescriptors
+import Testing
+
+/// What the programs counted into the tunnel, held against WireGuard's own counters.
+@Suite("Cluster: audit", .serialized)
+struct AuditTests {
+    /// Of the audited load: `$WGPLANE_AUDIT_SECONDS`.
+    static let seconds =
+        ProcessInfo.processInfo.environment["WGPLANE_AUDIT_SECONDS"].flatMap { Int($0) } ?? 8 * min(Lab.patience, 2)
+
+    struct Answer: Decodable {
+        struct Finding: Decodable {
+            var direction: String
+            var family: String
+            var expectedLow: UInt64
+            var difference: Double
+            var verdict: String
+        }
+
+        var findings: [Finding]
+        var lostBeforeDevice: Int64
+        var isClosed: Bool
+    }
+
+    /// Bulk, small datagrams, streams of both families, from pods and from the node, while it is audited.
+    private func audit(_ lab: Lab) async throws -> Answer {
+        let traffic = try await Traffic.start(lab, interval: 4000)
+        for family in lab.spec.families {
+            let target = LabAddresses.pod(2, 1, family)
+            let port = family == .ipv4 ? "5555" : "5556"
+            let wide = family == .ipv4 ? [] : ["-6"]
+            _ = try Collectors.start(
+                lab, "node2-pod1", ["sh", "-c", "exec nc \(wide.joined()) -k -l -p \(port) >/dev/null"],
+                log: "/dev/null")
+            for place in ["node1-pod1", "node1"] {
+                _ = try Collectors.start(
+                    lab, place,
+                    [
+                        "sh", "-c",
+                        "while ! nc -z \(target) \(port); do :; done; timeout \(Self.seconds * 3) nc \(target) \(port) < /dev/zero",
+                    ], log: "/dev/null")
+            }
+        }
+        try await traffic.goesOn(lab)
+        let answer = try await Cluster.wgplane(lab, "node1", "audit", "--seconds", "\(Self.seconds)", "-o", "json")
+        _ = await traffic.stop()
+        let found = try JSONDecoder().decode(Answer.self, from: Data(answer.output.utf8))
+        #expect(answer.status == (found.isClosed ? 0 : 1))
+        for finding in found.findings {
+            print(
+                "audit: \(finding.direction) \(finding.family) \(finding.expectedLow) bytes, difference \(finding.difference * 100) %, \(finding.verdict)"
+            )
+        }
+        return found
+    }
+
+    @Test("a mixed load closes within 0.1 %")
+    func closes() async throws {
+        try await Cluster.run { lab in
+            let found = try await audit(lab)
+            #expect(found.findings.count == 4 && found.isClosed && found.lostBeforeDevice < 64)
+            for finding in found.findings {
+                #expect(finding.expectedLow > 100_000, "there is a load")
+                let limit = 0.001 + 67_584 / Double(finding.expectedLow)
+                #expect(finding.verdict == "closed" && abs(finding.difference) <= limit, "\(finding)")
+            }
+        }
+    }
+
+    @Test(
+        "a tap that takes one packet of a hundred is told of, by the command, status and metrics",
+        .enabled(if: KernelTraits.hasTap, "this kernel has no cls_matchall with act_gact to make a tap of"))
+    func tap() async throws {
+        try await Cluster.run { lab in
+            for device in ["wireguard.cali", "wg-v6.cali"] {
+                _ = try await Cluster.execute(lab, "node1", ["tc", "qdisc", "add", "dev", device, "clsact"])
+                let filter = try await Cluster.execute(
+                    lab, "node1",
+                    [
+                        "tc", "filter", "add", "dev", device, "egress", "pref", "50000", "matchall", "action", "gact",
+                        "pass", "random", "determ", "drop", "100",
+                    ])
+                #expect(filter.status == 0, "\(filter.output)")
+            }
+            let found = try await audit(lab)
+            #expect(!found.isClosed)
+            for finding in found.findings where finding.direction == "out" {
+                #expect(finding.verdict == "missing", "\(finding)")
+                #expect((-0.02 ... -0.004).contains(finding.difference), "one of a hundred: \(finding)")
+            }
+            for finding in found.findings where finding.direction == "in" { #expect(finding.verdict == "closed") }
+            try await lab.wait("status tells of it", within: .seconds(40)) {
+                lab.status("node1")?.problems.contains { $0.resource == "Audit" } ?? false
+            }
+            let metrics = try await Cluster.execute(
+                lab, "node1", ["curl", "-s", "--unix-socket", "/run/wgplane/http.sock", "http://node/metrics"]
+            ).output
+            #expect(metrics.contains("wgplane_audit_alarm{direction=\"out\",family=\"IPv4\"} 1"))
+        }
+    }
+}

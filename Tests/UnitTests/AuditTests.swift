@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Flows
+import Model
+import Testing
+
+@testable import Agent
+@testable import DataplaneMaps
+
+/// What two looks at the programs' counters and WireGuard's say.
+@Suite("Audit")
+struct AuditTests {
+    private let key = PublicKey(bytes: [UInt8](repeating: 7, count: 32))
+    private let out = TunnelAudit.Way(.out, .ipv4)
+    private let back = TunnelAudit.Way(.in, .ipv4)
+
+    private func sample(
+        _ seconds: UInt64, messages: UInt64, slack: UInt64 = 0, later: UInt64 = 0, sent: UInt64, received: UInt64 = 0,
+        peers: Int = 1
+    ) throws -> TunnelAudit.Sample {
+        func count(_ bytes: UInt64) -> TunnelCount {
+            TunnelCount(packets: bytes / 1000, bytes: bytes, messageBytes: bytes, slack: slack)
+        }
+        var transfers: [PublicKey: TunnelAudit.Transfer] = [:]
+        for number in 0..<peers {
+            let key = try #require(PublicKey(bytes: [UInt8](repeating: UInt8(number + 1), count: 32)))
+            transfers[key] = .init(received: number == 0 ? received : 0, sent: number == 0 ? sent : 0)
+        }
+        return TunnelAudit.Sample(
+            time: seconds * 1_000_000_000, before: [out: count(messages), back: count(messages)],
+            after: [out: count(messages + later), back: count(messages + later)], transfers: [.ipv4: transfers],
+            steered: CounterValue(packets: messages / 1000, bytes: messages))
+    }
+
+    private func verdicts(_ first: TunnelAudit.Sample, _ second: TunnelAudit.Sample) -> [TunnelAudit.Verdict] {
+        TunnelAudit.findings(from: first, to: second).sorted { $0.direction.rawValue > $1.direction.rawValue }
+            .map(\.verdict)
+    }
+
+    @Test("a difference within handshakes, padding and what is on its way closes; one percent does not")
+    func bounds() throws {
+        let start = try sample(0, messages: 1000, sent: 500, received: 500)
+        let total: UInt64 = 100_000_000
+        for (sent, received, wanted) in [
+            (total, total, [TunnelAudit.Verdict.closed, .closed]),
+            (total + 60_000, total - 60_000, [.closed, .closed]),
+            (total / 100 * 99, total, [.missing, .closed]), (total, total / 100 * 101, [.closed, .missing]),
+            (total / 100 * 101, total / 100 * 99, [.surplus, .surplus]),
+        ] {
+            let end = try sample(60, messages: 1000 + total, sent: 500 + sent, received: 500 + received)
+            #expect(verdicts(start, end) == wanted, "\(sent) \(received)")
+        }
+        // Padding that there may be is no surplus; what came between the two looks is none either.
+        let padded = try sample(
+            60, messages: 1000 + total, slack: 600_000, sent: 500 + total + 600_000, received: total)
+        #expect(verdicts(start, padded) == [.closed, .closed])
+        let busy = try sample(
+            60, messages: 1000 + total, later: 900_000, sent: 500 + total + 900_000, received: 500 + total)
+        #expect(verdicts(start, busy) == [.closed, .closed])
+    }
+
+    @Test("peers that went took their counters along, a device that is new has none: nobody knows")
+    func peersGone() throws {
+        let start = try sample(0, messages: 1000, sent: 500, peers: 2)
+        #expect(verdicts(start, try sample(9, messages: 9000, sent: 9000)) == [.unknown, .unknown])
+        let later = try sample(9, messages: 90_000_000, sent: 400, received: 0, peers: 2)
+        #expect(verdicts(start, later).first == .unknown)
+    }
+
+    @Test("packets that were sent to a device and have not come there")
+    func before() throws {
+        let start = try sample(0, messages: 0, sent: 0)
+        var end = try sample(9, messages: 5_000_000, sent: 5_000_000)
+        #expect(TunnelAudit.lostBefore(from: start, to: end) == 0)
+        end.steered.packets += 70
+        #expect(TunnelAudit.lostBefore(from: start, to: end) == 70)
+    }
+
+    @Test("a stalled peer: sent to, silent, and without a handshake that counts")
+    func stalls() throws {
+        let key = try #require(key)
+        var watch = StallWatch()
+        func look(_ seconds: UInt64, sent: UInt64, received: UInt64, age: Int64?) -> [StallWatch.Stall] {
+            watch.look(
+                [
+                    .init(
+                        family: .ipv6, key: key, node: "n2", transfer: .init(received: received, sent: sent),
+                        handshakeAge: age)
+                ], now: seconds * 1_000_000_000)
+        }
+        #expect(look(0, sent: 0, received: 0, age: nil).isEmpty)
+        #expect(look(100, sent: 0, received: 0, age: nil).isEmpty, "nobody has sent anything")
+        #expect(look(110, sent: 10, received: 5, age: 1).isEmpty)
+        #expect(look(150, sent: 20, received: 5, age: 41).isEmpty, "the handshake still counts")
+        #expect(look(300, sent: 30, received: 5, age: 191).map(\.seconds) == [190])
+        #expect(look(310, sent: 40, received: 6, age: 1).isEmpty)
+        #expect(look(341, sent: 41, received: 6, age: nil).count == 1)
+    }
+}
