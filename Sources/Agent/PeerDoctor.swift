@@ -199,9 +199,7 @@ public struct PeerDoctor: Sendable {
         } else {
             answers = try ask(target)
         }
-        // wireguard-go counts a moment later.
-        sleepMicroseconds(50_000)
-        let after = try transfer(node, family, told)
+        let after = try awaitAnswer(node, family, told, before)
         let count = Self.probes.count
         if report.mode == "ebpf" {
             hook(.toUplink, seen, "steered into the tunnel", .redirect, target, &course)
@@ -217,7 +215,7 @@ public struct PeerDoctor: Sendable {
             "answer received", received > 0, "WireGuard has received \(received) bytes from \(node.name)",
             "no UDP comes back: check firewalls and security groups between the nodes for UDP port \(node.listeningPorts[family] ?? told.listeningPort), and run `wgplane doctor --peer \(view.node)` on \(node.name)"
         )
-        if report.mode == "ebpf" { hook(.fromWireGuard, seen, "decrypted", nil, target, &course) }
+        if report.mode == "ebpf", answers > 0 { hook(.fromWireGuard, seen, "decrypted", nil, target, &course) }
         course.note(
             "answered", answers > 0, "\(answers) of \(count) echo requests to \(target)",
             "the tunnel works: does \(target) answer echo requests, and does its node's firewall let them in?")
@@ -227,6 +225,23 @@ public struct PeerDoctor: Sendable {
                     step: "loss", family: course.family, verdict: .failed, found: "\(count - answers) of \(count)",
                     remedy: "see `wgplane drops` on both nodes, and the underlay for loss"))
         }
+    }
+
+    /// WireGuard's counters once something has come back. Where nobody answers the probes, WireGuard itself does, with
+    /// a keep-alive ten seconds after data (KEEPALIVE_TIMEOUT).
+    private func awaitAnswer(
+        _ node: NodeResource, _ family: AddressFamily, _ told: StatusReport.Family,
+        _ before: (sent: UInt64, received: UInt64)
+    ) throws -> (sent: UInt64, received: UInt64) {
+        // wireguard-go counts a moment later.
+        sleepMicroseconds(50_000)
+        let deadline = monotonicNanoseconds() + 12_000_000_000
+        var now = try transfer(node, family, told)
+        while now.sent > before.sent, now.received <= before.received, monotonicNanoseconds() < deadline {
+            sleepMicroseconds(100_000)
+            now = try transfer(node, family, told)
+        }
+        return now
     }
 
     private func hook(
