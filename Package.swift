@@ -84,6 +84,7 @@ let package = Package(
         .target(
             name: "Dashboard",
             dependencies: ["Flows", "Model", http, httpCore, https, tls, nio, log],
+            exclude: ["DASHBOARD.md"],
             resources: [
                 .embedInCode("Page/page.html"), .embedInCode("Page/page.css"), .embedInCode("Page/page.js"),
             ],
@@ -91,6 +92,7 @@ let package = Package(
         .target(
             name: "FlowExport",
             dependencies: ["Flows", "SystemDescriptors", "Model", nio, sockets, tls, deque, log],
+            exclude: ["EXPORT.md"],
             swiftSettings: strict),
 
         .target(

@@ -179,6 +179,7 @@ struct DashboardTests {
                         "wgplane_reconcile_duration_seconds_bucket", "wgplane_masquerade_mappings", "wgplane_flows",
                     ] { #expect(text.contains("\n\(name)"), "\(name)") }
                 }
+                try await documented(lab)
                 let rules = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
                     .appendingPathComponent("../../scripts/observe/alerts.yaml").path
                 let verdict = try await Collectors.run(["promtool", "check", "rules", rules])
@@ -213,6 +214,32 @@ struct DashboardTests {
                 #expect(try await query("wireguard_bytes_sent > 0").count == 4)
                 #expect(try await query("ALERTS{alertstate=\"firing\"}").isEmpty)
             }
+        }
+    }
+
+    /// Every family that is served stands in the documentation, with its labels.
+    private func documented(_ lab: Lab) async throws {
+        let file = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+            .appendingPathComponent("../../Sources/Dashboard/DASHBOARD.md")
+        var labels: [String: Set<String>] = [:]
+        for row in try String(contentsOf: file, encoding: .utf8).split(separator: "\n") where row.hasPrefix("| `w") {
+            let cells = row.split(separator: "|", omittingEmptySubsequences: false).map(String.init)
+            let words = Set(cells[2].split(whereSeparator: { " ,".contains($0) }).map(String.init))
+            for name in cells[1].matches(of: /`([a-z_]+)`/) { labels[String(name.1)] = words }
+        }
+        let text = try await Cluster.execute(
+            lab, "node1", ["curl", "-s", "--unix-socket", "/run/wgplane/http.sock", "http://node/metrics"]
+        ).output
+        let names = text.split(separator: "\n").filter { $0.hasPrefix("# TYPE ") }.map {
+            String($0.split(separator: " ")[2])
+        }
+        #expect(names.count > 25)
+        for name in names {
+            let known = try #require(labels[name], "\(name) is not documented")
+            let found = text.split(separator: "\n").filter { $0.hasPrefix("\(name){") || $0.hasPrefix("\(name)_bucket{") }
+                .flatMap { $0.matches(of: /[{,]([a-z_]+)="/).map { String($0.1) } }
+            // Families with one line may have labels that not all of the line's have.
+            #expect(Set(found).isSubset(of: known) || known.contains("same"), "\(name): \(Set(found)), \(known)")
         }
     }
 

@@ -46,7 +46,8 @@ WGP_FUNCTION int wgp_trace(struct __sk_buff *skb, __u32 hook, int verdict)
 {
 	const struct wgp_event_control *control = wgp_listeners();
 	struct wgp_work *w = wgp_work();
-	__u32 length = skb->len, captured = length;
+	__u32 length = skb->len;
+	__u64 captured = length;
 	struct wgp_trace *trace;
 	const struct wgp_packet *p;
 
@@ -85,10 +86,11 @@ WGP_FUNCTION int wgp_trace(struct __sk_buff *skb, __u32 hook, int verdict)
 	/* On its way to a pod it has got a header already. */
 	trace->is_ethernet = constants.link_header_length ||
 			     (hook == WGP_HOOK_FROM_WIREGUARD && verdict == WGP_REDIRECTED);
-	if (captured > WGP_TRACE_BYTES)
-		captured = WGP_TRACE_BYTES;
-	if (captured > 0 && captured <= WGP_TRACE_BYTES &&
-	    !bpf_skb_load_bytes(skb, 0, trace->data, captured))
+	/* One less, in bits that even old verifiers take for 0 to 255: never none. */
+	captured = captured < WGP_TRACE_BYTES ? captured - 1 : WGP_TRACE_BYTES - 1;
+	asm volatile("" : "+r"(captured));
+	captured = (captured & (WGP_TRACE_BYTES - 1)) + 1;
+	if (!bpf_skb_load_bytes(skb, 0, trace->data, captured))
 		trace->captured = captured;
 	bpf_ringbuf_submit(trace, 0);
 	return 0;
