@@ -29,6 +29,8 @@ public struct AgentOptions: Sendable {
 
     /// Where the page and the metrics are served to root.
     public var dashboardSocket: String { "\(runDirectory)/http.sock" }
+    /// Held by who reads the programs' events.
+    var eventsLock: String { "\(runDirectory)/events.lock" }
     /// What records of flows have told, from one agent to the next; of this boot, as the flows are.
     var flowMemory: String { "\(runDirectory)/flows.told" }
     public var lockPath: String { "\(runDirectory)/agent.lock" }

@@ -123,14 +123,20 @@ actor FlowKeeper {
 extension NodeController {
     /// Call it each second.
     func keepFlows() async {
-        await flows.cycle(steering?.maps, flowNames(), devices: deviceIndices(), inForce?.flowExport ?? .init())
+        await keepFlows(isLast: false)
     }
 
     /// The flow table is about to go.
     func tellLastFlows() async {
-        guard let maps = steering?.maps else { return }
+        guard steering != nil else { return }
+        await keepFlows(isLast: true)
+    }
+
+    private func keepFlows(isLast: Bool) async {
+        let settings = inForce?.flowExport ?? FlowExportSettings()
         await flows.cycle(
-            maps, flowNames(), devices: deviceIndices(), inForce?.flowExport ?? .init(), isLast: true)
+            steering?.maps, settings.isOn ? flowNames() : FlowKeeper.Names(),
+            devices: settings.isOn ? deviceIndices() : [:], settings, isLast: isLast)
     }
 
     private func deviceIndices() -> [UInt32: String] {

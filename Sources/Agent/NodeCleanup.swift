@@ -39,7 +39,9 @@ public struct NodeCleanup: Sendable {
             try removeAll(devices)
             try removeFile(StatusReport.path(runDirectory: options.runDirectory))
             try removeFile(options.lockPath)
-            for path in RecentLog.paths(options.runDirectory) + [options.dashboardSocket, options.flowMemory] {
+            for path in RecentLog.paths(options.runDirectory) + [
+                options.dashboardSocket, options.flowMemory, options.eventsLock,
+            ] {
                 try removeFile(path)
             }
             lock.release()

@@ -18,7 +18,7 @@ extension NodeController {
     func logPackets() {
         let level = inForce?.packetLog ?? .off
         guard level != .off, mode.mode == .ebpf, let events = steering?.maps.events,
-            let lock = try? takeFileLock("\(options.runDirectory)/events.lock", withinMilliseconds: 0)
+            let lock = try? takeFileLock(options.eventsLock, withinMilliseconds: 0)
         else { return }
         logPackets(events, withFlows: level == .debug)
         lock.release()

@@ -8,7 +8,7 @@ public import Foundation
 public import Model
 internal import Netlink
 internal import Steering
-internal import SystemDescriptors
+public import SystemDescriptors
 public import WireGuard
 
 /// A node as it is, read from the kernel, the pins and the agent's last report, also when the agent is dead; or
@@ -149,6 +149,21 @@ public struct NodeView: Sendable {
         }
         let links = (try? RouteSession().links()) ?? []
         return Dictionary(links.map { ($0.index, $0.name) }, uniquingKeysWith: { first, _ in first })
+    }
+
+    /// The right to read the programs' events, which one process at a time can have. Throws when another has it.
+    public func followEvents() throws -> FileLock {
+        do {
+            return try takeFileLock(options.eventsLock, withinMilliseconds: 100)
+        } catch {
+            throw ProblemsError(
+                Problem(
+                    resource: "Events", field: "lock", value: options.eventsLock,
+                    message: "another command looks at packets, or it cannot be taken (\(error))",
+                    remedy:
+                        "end the other `wgplane capture`, `explain --trace`, `drops --follow` or `flows --follow` first"
+                ))
+        }
     }
 
     /// Names of pods and nodes by address: the archive's, else those that the datastore knows; none when it

@@ -71,7 +71,7 @@ public struct PacketTracer: Sendable {
         _ body: (_ read: (Int32) throws -> [TraceEvent], _ describe: (TraceEvent) -> Packet) throws -> Void
     ) throws {
         let maps = try view.maps()
-        let lock = try exclusively()
+        let lock = try view.followEvents()
         var reader = try maps.events.reader()
         let devices = view.interfaceNames()
         let owners = try maps.destinations.slotOwners()
@@ -85,21 +85,6 @@ public struct PacketTracer: Sendable {
         _ = try read(0)
         try body(read) { describe($0, devices, owners) }
         lock.release()
-    }
-
-    private func exclusively() throws -> FileLock {
-        let path = "\(view.options.runDirectory)/events.lock"
-        do {
-            return try takeFileLock(path, withinMilliseconds: 100)
-        } catch {
-            throw ProblemsError(
-                Problem(
-                    resource: "Events", field: "lock", value: path,
-                    message: "another command looks at packets, or it cannot be taken (\(error))",
-                    remedy:
-                        "end the other `wgplane capture`, `explain --trace`, `drops --follow` or `flows --follow` first"
-                ))
-        }
     }
 
     private func describe(_ trace: TraceEvent, _ devices: [UInt32: String], _ owners: [Int: SlotOwner]) -> Packet {

@@ -87,8 +87,8 @@ public struct TunnelAudit: Sendable {
 
     /// Share of the expected bytes that a difference may have.
     public static let tolerance = 0.001
-    /// Bytes that may be between the counters at a look.
-    static let inFlight: UInt64 = 65_536
+    /// What may be between the counters at a look: so many bytes, and so many seconds' worth of the load.
+    static let inFlight = (bytes: 16_384.0, seconds: 0.005)
     /// Of handshakes and keep-alives, per peer: at once, and each second.
     static let overhead = (once: 1024.0, perSecond: 64.0)
 
@@ -115,9 +115,10 @@ public struct TunnelAudit: Sendable {
         let high =
             since(secondAfter.messageBytes, firstBefore.messageBytes) + since(secondAfter.slack, firstBefore.slack)
         let seconds = Double(second.time - min(first.time, second.time)) / 1e9
-        let overhead = Double(new.count) * (Self.overhead.once + seconds * Self.overhead.perSecond)
-        let allowance = inFlight + UInt64(overhead)
         let expected = max(Double(low), 1)
+        let overhead = Double(new.count) * (Self.overhead.once + seconds * Self.overhead.perSecond)
+        let queued = inFlight.bytes + expected / max(seconds, 0.1) * inFlight.seconds
+        let allowance = UInt64(queued + overhead)
         let difference =
             measured < low
             ? -Double(low - measured) / expected : measured > high ? Double(measured - high) / expected : 0

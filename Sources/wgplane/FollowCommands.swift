@@ -82,7 +82,7 @@ struct EventFollower: Sendable {
 
     func run() throws {
         let events = try view.maps().events
-        let lock = try exclusively()
+        let lock = try view.followEvents()
         var reader = try events.reader()
         let devices = view.interfaceNames()
         let started = monotonicNanoseconds()
@@ -97,19 +97,6 @@ struct EventFollower: Sendable {
             }
         }
         lock.release()
-    }
-
-    private func exclusively() throws -> FileLock {
-        let path = "\(view.options.runDirectory)/events.lock"
-        do {
-            return try takeFileLock(path, withinMilliseconds: 100)
-        } catch {
-            throw ProblemsError(
-                Problem(
-                    resource: "Events", field: "lock", value: path,
-                    message: "another command follows, or it cannot be taken (\(error))",
-                    remedy: "end the other `wgplane drops --follow` or `wgplane flows --follow` first"))
-        }
     }
 
     private func line(_ event: DataplaneEvent, _ devices: [UInt32: String]) -> Line {

@@ -236,8 +236,10 @@ struct DashboardTests {
         #expect(names.count > 25)
         for name in names {
             let known = try #require(labels[name], "\(name) is not documented")
-            let found = text.split(separator: "\n").filter { $0.hasPrefix("\(name){") || $0.hasPrefix("\(name)_bucket{") }
-                .flatMap { $0.matches(of: /[{,]([a-z_]+)="/).map { String($0.1) } }
+            let found = text.split(separator: "\n").filter {
+                $0.hasPrefix("\(name){") || $0.hasPrefix("\(name)_bucket{")
+            }
+            .flatMap { $0.matches(of: /[{,]([a-z_]+)="/).map { String($0.1) } }
             // Families with one line may have labels that not all of the line's have.
             #expect(Set(found).isSubset(of: known) || known.contains("same"), "\(name): \(Set(found)), \(known)")
         }

@@ -63,20 +63,23 @@ struct TroubleshootingTests {
             // Nothing of the peer's WireGuard comes out.
             try await nft(
                 lab, "node2",
-                "table inet deaf {\n chain out {\n type filter hook output priority 0\n udp sport { 51820, 51821 } drop\n }\n}\n")
+                "table inet deaf {\n chain out {\n type filter hook output priority 0\n udp sport { 51820, 51821 } drop\n }\n}\n"
+            )
             #expect(try await stop(lab) == "answer received")
             try await nft(lab, "node2", "delete table inet deaf\n")
             // Nothing of ours gets out.
             try await nft(
                 lab, "node1",
-                "table inet mute {\n chain out {\n type filter hook output priority 0\n udp dport { 51820, 51821 } drop\n }\n}\n")
+                "table inet mute {\n chain out {\n type filter hook output priority 0\n udp dport { 51820, 51821 } drop\n }\n}\n"
+            )
             let muted = try await stop(lab)
             #expect(muted == "encrypted and sent" || muted == "answer received", "\(muted)")
             try await nft(lab, "node1", "delete table inet mute\n")
             // The peer's stack does not answer.
             try await nft(
                 lab, "node2",
-                "table inet shy {\n chain in {\n type filter hook input priority 0\n icmp type echo-request drop\n icmpv6 type echo-request drop\n }\n}\n")
+                "table inet shy {\n chain in {\n type filter hook input priority 0\n icmp type echo-request drop\n icmpv6 type echo-request drop\n }\n}\n"
+            )
             #expect(try await stop(lab) == "answered")
             try await nft(lab, "node2", "delete table inet shy\n")
             #expect(try await stop(lab) == "")
@@ -123,7 +126,9 @@ struct TroubleshootingTests {
                 let rows = try answer.output.split(separator: "\n").filter { $0.hasPrefix("{") }.map {
                     try JSONDecoder().decode(ManifestValue.self, from: Data($0.utf8))
                 }
-                let ways = rows.map { "\($0["hook"]?.text ?? "") \($0["verdict"]?.text ?? "") \($0["reason"]?.text ?? "-")" }
+                let ways = rows.map {
+                    "\($0["hook"]?.text ?? "") \($0["verdict"]?.text ?? "") \($0["reason"]?.text ?? "-")"
+                }
                 let round = ["from_pod redirect tunnelled", "to_wireguard pass -", "from_wireguard redirect decrypted"]
                 #expect(ways == round + round + round, "\(ways)")
                 #expect(rows.allSatisfy { $0["bytes"]?.text == (family == .ipv4 ? "84" : "104") })
