@@ -46,6 +46,24 @@ public struct IPAddress: Sendable, Hashable, Comparable {
         (0..<family.byteCount).map { UInt8(truncatingIfNeeded: bits >> UInt128(8 * (family.byteCount - 1 - $0))) }
     }
 
+    /// Appends them.
+    public func append(to bytes: inout [UInt8]) {
+        if family == .ipv6 {
+            for shift in stride(from: UInt64(56), through: 0, by: -8) {
+                bytes.append(UInt8(truncatingIfNeeded: high >> shift))
+            }
+        }
+        for shift in stride(from: UInt64(family == .ipv6 ? 56 : 24), through: 0, by: -8) {
+            bytes.append(UInt8(truncatingIfNeeded: low >> shift))
+        }
+    }
+
+    /// Equal addresses have equal words; the families' differ seldom enough.
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(high)
+        hasher.combine(low)
+    }
+
     public static func < (a: Self, b: Self) -> Bool { (a.family, a.high, a.low) < (b.family, b.high, b.low) }
 
     public static let anyIPv4 = IPAddress(family: .ipv4, bits: 0)

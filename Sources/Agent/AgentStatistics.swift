@@ -92,6 +92,7 @@ public final class AgentStatistics: Sendable {
             passes, age, cycle, uptime,
             counter("wgplane_reconcile_failures_total", "Passes that could not do all.", state.failedPasses),
             counter("wgplane_datastore_snapshots_total", "Times that the datastore was read whole.", state.snapshots),
+            counter("wgplane_flow_cycles_total", "Looks at the flow table.", state.flowCycles),
             counter(
                 "wgplane_flows_ended_total", "Flows taken out of the table after they had ended.", state.endedFlows),
             counter("wgplane_masquerade_ended_total", "Masquerade mappings taken out.", state.endedMappings),

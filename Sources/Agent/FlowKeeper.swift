@@ -37,6 +37,10 @@ actor FlowKeeper {
         exporter = FlowExporter(node: options.node, logger: logger)
     }
 
+    /// Records of flows that stay, in a cycle: the others come with the next, so that many flows that began at once do not
+    /// make a burst for ever.
+    static let recordLimit = 25_000
+
     /// Seconds between two cycles: less than the time-outs, so that these are kept.
     private func period(_ settings: FlowExportSettings) -> Duration {
         settings.isOn && min(settings.activeTimeout, settings.idleTimeout) < 10 ? .seconds(1) : .seconds(5)
@@ -81,9 +85,11 @@ actor FlowKeeper {
             active: .seconds(Int(settings.activeTimeout)), idle: .seconds(Int(settings.idleTimeout)))
         var cache = cache ?? remembered(timeOuts)
         cache.timeOuts = timeOuts
-        let records = cache.records(
-            try reader.biflows(of: swept.entries, names), gone: try reader.biflows(of: swept.gone, names),
-            now: monotonicNanoseconds(), wall: UInt64(Date().timeIntervalSince1970 * 1000), isLast: isLast)
+        let due = cache.records(
+            swept.flows, gone: swept.gone, now: monotonicNanoseconds(),
+            wall: UInt64(Date().timeIntervalSince1970 * 1000), isLast: isLast,
+            limit: isLast ? .max : Self.recordLimit)
+        let records = try reader.records(due, names)
         self.cache = cache
         keep(cache, isChanged: !records.isEmpty || !swept.gone.isEmpty, isLast: isLast)
         guard settings.aggregation != .flow else {

@@ -17,6 +17,9 @@ public actor NodeDashboard: DashboardSource {
     /// Of the running agent; nil: looked at from outside.
     private let agent: Agent?
 
+    /// Flows that are looked at one by one.
+    static let flowLimit = 5000
+
     /// What only the agent itself knows.
     struct Agent: Sendable {
         var statistics: AgentStatistics
@@ -66,7 +69,11 @@ public actor NodeDashboard: DashboardSource {
         var state = DashboardState(title: title, time: Date().timeIntervalSince1970, nodes: [node])
         guard let maps = try? view.maps() else { return state }
         let readable = FlowNames(addresses: names, interfaces: view.interfaceNames(), node: title)
-        state.show((try? FlowReader(maps).biflows(readable)) ?? [], node: title, now: view.monotonic)
+        let reader = FlowReader(maps)
+        let pairs = (try? reader.pairs()) ?? []
+        // The busiest, and what is between nodes by them: with more flows, a second's look would be too dear.
+        let shown = (try? reader.biflows(of: Array(pairs.prefix(Self.flowLimit)), readable)) ?? []
+        state.show(shown, of: pairs.count, node: title, now: view.monotonic)
         state.drops = ((try? maps.counters.readAll()) ?? []).filter(\.reason.isDrop).map {
             DashboardState.Drop(
                 node: title, reason: $0.reason.name, hook: $0.hook.name, packets: $0.value.packets,

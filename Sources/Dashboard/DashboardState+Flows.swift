@@ -10,9 +10,9 @@ extension DashboardState {
     static let minute: UInt64 = 60_000_000_000
 
     /// Takes a node's flows, the busiest first. `now`: CLOCK_MONOTONIC in nanoseconds.
-    public mutating func show(_ biflows: [Biflow], node: String, now: UInt64) {
-        flowCount = biflows.count
-        ownFlowCount = biflows.count { $0.sourceNode == nil || $0.sourceNode == node }
+    public mutating func show(_ biflows: [Biflow], of count: Int, node: String, now: UInt64) {
+        flowCount = count
+        ownFlowCount = count - biflows.count { $0.sourceNode != nil && $0.sourceNode != node }
         flows = biflows.prefix(Self.flowLimit).map { Flow($0, node: node) }
         var cells: [String: Cell] = [:]
         for flow in biflows where now < flow.last + Self.minute {

@@ -24,8 +24,16 @@ extension IPAddress {
 
     /// An address from an array field of 16 bytes, the first 4 for IPv4.
     init<Field: BitwiseCopyable>(_ family: AddressFamily, field: Field) {
-        let all = memory(of: field)
-        self = IPAddress(bytes: all.prefix(family.byteCount)) ?? .anyIPv4
+        precondition(MemoryLayout<Field>.size >= 16)
+        let (first, second) = unsafe withUnsafeBytes(of: field) {
+            unsafe (
+                UInt64(bigEndian: $0.loadUnaligned(as: UInt64.self)),
+                UInt64(bigEndian: $0.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
+            )
+        }
+        self.init(
+            family: family,
+            bits: family == .ipv4 ? UInt128(first >> 32) : UInt128(first) << 64 | UInt128(second))
     }
 }
 

@@ -28,6 +28,14 @@ public struct FlowKey: Sendable, Hashable {
         self.transport = transport
         self.interface = interface
     }
+
+    /// In few steps: tables of flows are large.
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(source)
+        hasher.combine(destination)
+        hasher.combine(
+            UInt64(sourcePort) << 48 | UInt64(destinationPort) << 32 | UInt64(interface ^ UInt32(transport) << 24))
+    }
 }
 
 /// What was counted, and how the flow goes.
@@ -72,23 +80,29 @@ public struct FlowTable: Sendable {
     public var capacity: Int { ipv4.information.maximumEntries }
 
     public func entries() throws(BPFError) -> [FlowKey: FlowEntry] {
-        var result: [FlowKey: FlowEntry] = [:]
-        for (key, value) in try ipv4.entries() {
-            result[
-                FlowKey(
-                    source: IPAddress(networkOrder32: key.source),
-                    destination: IPAddress(networkOrder32: key.destination),
-                    sourcePort: UInt16(bigEndian: key.source_port),
-                    destinationPort: UInt16(bigEndian: key.destination_port), transport: key.protocol,
-                    interface: key.ifindex)] = FlowEntry(value)
+        Dictionary(try list().map { ($0.key, $0.entry) }, uniquingKeysWith: { first, _ in first })
+    }
+
+    /// All entries, in no order.
+    public func list() throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] {
+        let (narrow, wide) = (try ipv4.entries(), try ipv6.entries())
+        var result: [(key: FlowKey, entry: FlowEntry)] = []
+        result.reserveCapacity(narrow.count + wide.count)
+        for (key, value) in narrow {
+            let key = FlowKey(
+                source: IPAddress(networkOrder32: key.source), destination: IPAddress(networkOrder32: key.destination),
+                sourcePort: UInt16(bigEndian: key.source_port),
+                destinationPort: UInt16(bigEndian: key.destination_port),
+                transport: key.protocol, interface: key.ifindex)
+            result.append((key, FlowEntry(value)))
         }
-        for (key, value) in try ipv6.entries() {
-            result[
-                FlowKey(
-                    source: IPAddress(.ipv6, field: key.source), destination: IPAddress(.ipv6, field: key.destination),
-                    sourcePort: UInt16(bigEndian: key.source_port),
-                    destinationPort: UInt16(bigEndian: key.destination_port), transport: key.protocol,
-                    interface: key.ifindex)] = FlowEntry(value)
+        for (key, value) in wide {
+            let key = FlowKey(
+                source: IPAddress(.ipv6, field: key.source), destination: IPAddress(.ipv6, field: key.destination),
+                sourcePort: UInt16(bigEndian: key.source_port),
+                destinationPort: UInt16(bigEndian: key.destination_port),
+                transport: key.protocol, interface: key.ifindex)
+            result.append((key, FlowEntry(value)))
         }
         return result
     }

@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DataplaneMaps
 internal import Model
 
 /// What records have told, kept from one agent to the next, so that no packet is told of twice or never.
 extension FlowCache {
-    private static let magic: [UInt8] = Array("wgplane flows 1\n".utf8)
+    private static let magic: [UInt8] = Array("wgplane flows 2\n".utf8)
 
     /// For a file; numbers are big-endian. Flows that no record has told of are left out.
     public var memory: [UInt8] {
         var bytes = Self.magic
         bytes.reserveCapacity(told.count * 110)
         for (name, entry) in told where entry.packets + entry.reversePackets > 0 {
-            let device = Array(name.device.utf8.prefix(255))
-            bytes += [name.source.address.family.rawValue] + name.source.address.bytes + name.destination.address.bytes
-            bytes += IPFIX.word(name.source.port) + IPFIX.word(name.destination.port)
-            bytes += [name.protocolNumber, UInt8(device.count)] + device
-            for number in [
-                entry.packets, entry.bytes, entry.reversePackets, entry.reverseBytes, entry.at, entry.last,
-            ] { bytes += IPFIX.bytes(number) }
+            bytes.append(name.source.family.rawValue)
+            name.source.append(to: &bytes)
+            name.destination.append(to: &bytes)
+            IPFIX.append(name.sourcePort, to: &bytes)
+            IPFIX.append(name.destinationPort, to: &bytes)
+            bytes.append(name.transport)
+            IPFIX.append(name.interface, to: &bytes)
+            IPFIX.append(entry.packets, to: &bytes)
+            IPFIX.append(entry.bytes, to: &bytes)
+            IPFIX.append(entry.reversePackets, to: &bytes)
+            IPFIX.append(entry.reverseBytes, to: &bytes)
+            IPFIX.append(entry.at, to: &bytes)
+            IPFIX.append(entry.last, to: &bytes)
         }
         return bytes
     }
@@ -32,19 +39,18 @@ extension FlowCache {
             return Array(rest.prefix(count))
         }
         func number(_ width: Int) -> UInt64? { take(width).map { $0.reduce(0) { $0 << 8 | UInt64($1) } } }
-        var found: [Biflow.Name: Told] = [:]
+        var found: [FlowKey: Told] = [:]
         while !rest.isEmpty {
             guard let family = number(1).flatMap({ AddressFamily(rawValue: UInt8($0)) }),
                 let source = take(family == .ipv4 ? 4 : 16).flatMap({ IPAddress(bytes: $0) }),
                 let destination = take(family == .ipv4 ? 4 : 16).flatMap({ IPAddress(bytes: $0) }),
-                let ports = number(4), let transport = number(1), let length = number(1),
-                let device = take(Int(length)), let packets = number(8), let bytes = number(8),
+                let ports = number(4), let transport = number(1), let interface = number(4), let packets = number(8),
+                let bytes = number(8),
                 let reversePackets = number(8), let reverseBytes = number(8), let at = number(8), let last = number(8)
             else { return false }
-            let name = Biflow.Name(
-                source: Endpoint(address: source, port: UInt16(ports >> 16)),
-                destination: Endpoint(address: destination, port: UInt16(ports & 0xffff)),
-                protocolNumber: UInt8(transport), device: String(decoding: device, as: UTF8.self))
+            let name = FlowKey(
+                source: source, destination: destination, sourcePort: UInt16(ports >> 16),
+                destinationPort: UInt16(ports & 0xffff), transport: UInt8(transport), interface: UInt32(interface))
             found[name] = Told(
                 packets: packets, bytes: bytes, reversePackets: reversePackets, reverseBytes: reverseBytes, at: at,
                 last: last)

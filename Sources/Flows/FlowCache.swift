@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+public import DataplaneMaps
 internal import Model
 
 /// Decides when a biflow gets a record, and what it tells: of each flow the counts that no record has told yet.
@@ -18,6 +19,20 @@ public struct FlowCache: Sendable {
         }
     }
 
+    /// What a record is due for, and what it tells.
+    public struct Due: Sendable {
+        public var pair: FlowPair
+        public var reason: FlowEndReason
+        /// Since the record before.
+        public var packets: UInt64
+        public var bytes: UInt64
+        public var reversePackets: UInt64
+        public var reverseBytes: UInt64
+        /// Unix time in milliseconds, as far as it is known.
+        public var start: UInt64
+        public var end: UInt64
+    }
+
     struct Told: Sendable, Hashable {
         var packets: UInt64 = 0
         var bytes: UInt64 = 0
@@ -26,9 +41,12 @@ public struct FlowCache: Sendable {
         /// When the last record of it was made, and its last packet then; CLOCK_MONOTONIC.
         var at: UInt64
         var last: UInt64 = 0
+        /// The look at which the flow was there last.
+        var look: UInt32 = 0
     }
 
-    var told: [Biflow.Name: Told] = [:]
+    var told: [FlowKey: Told] = [:]
+    private var looks: UInt32 = 0
     public var timeOuts: TimeOuts
 
     public init(_ timeOuts: TimeOuts = TimeOuts()) { self.timeOuts = timeOuts }
@@ -37,59 +55,67 @@ public struct FlowCache: Sendable {
     public var count: Int { told.count }
 
     /// Records that are due. `now`: CLOCK_MONOTONIC in nanoseconds, `wall` the Unix time in milliseconds that goes with it.
-    /// `gone`: flows that are not in the table any more. `isLast`: the exporter stops, and all is told.
+    /// `gone`: flows that are not in the table any more. `isLast`: the exporter stops, and all is told. `limit`: of flows
+    /// that stay so many at most; the others are due at the next look.
     public mutating func records(
-        _ flows: [Biflow], gone: [Biflow] = [], now: UInt64, wall: UInt64, isLast: Bool = false
-    ) -> [FlowRecord] {
-        var result: [FlowRecord] = []
-        var present: Set<Biflow.Name> = []
-        for flow in gone {
-            let name = flow.name
-            if let record = record(
-                flow, name, flow.state == "closed" || flow.state == "reset" ? .end : .idle, now, wall)
+        _ flows: [FlowPair], gone: [FlowPair] = [], now: UInt64, wall: UInt64, isLast: Bool = false,
+        limit: Int = .max
+    ) -> [Due] {
+        var result: [Due] = []
+        looks &+= 1
+        for pair in gone {
+            let before = told.removeValue(forKey: pair.key) ?? Told(at: pair.first)
+            if let due = due(pair, Self.isOver(pair) ? .end : .idle, before, now, wall) { result.append(due) }
+        }
+        let most = limit == .max ? limit : result.count + limit
+        for pair in flows {
+            var entry = told[pair.key] ?? Told(at: pair.first)
+            entry.look = looks
+            if result.count < most, let reason = reason(pair, entry, now, isLast),
+                let due = due(pair, reason, entry, now, wall)
             {
-                result.append(record)
+                result.append(due)
+                entry = Told(
+                    packets: pair.entry.packets, bytes: pair.entry.bytes, reversePackets: pair.reverse?.packets ?? 0,
+                    reverseBytes: pair.reverse?.bytes ?? 0, at: now, last: pair.last, look: looks)
             }
-            told[name] = nil
+            told[pair.key] = entry
         }
-        for flow in flows {
-            let name = flow.name
-            present.insert(name)
-            let entry = told[name] ?? Told(at: flow.first)
-            told[name] = entry
-            guard let reason = reason(flow, entry, now, isLast) else { continue }
-            if let record = record(flow, name, reason, now, wall) { result.append(record) }
-        }
-        told = told.filter { present.contains($0.key) }
+        if told.count > flows.count { told = told.filter { $0.value.look == looks } }
         return result
     }
 
-    private func reason(_ flow: Biflow, _ entry: Told, _ now: UInt64, _ isLast: Bool) -> FlowEndReason? {
-        let isNews = flow.last > entry.last || flow.packets + flow.reversePackets > entry.packets + entry.reversePackets
-        if isLast { return isNews ? .forced : nil }
-        if flow.state == "closed" || flow.state == "reset" { return isNews ? .end : nil }
-        guard isNews else { return nil }
-        if now > flow.last, Double(now - flow.last) >= timeOuts.idle.nanoseconds { return .idle }
+    /// TCP has ended it.
+    private static func isOver(_ pair: FlowPair) -> Bool {
+        guard pair.key.transport == 6 else { return false }
+        return ["closed", "reset"].contains(connectionState(pair.entry.tcpFlags, pair.reverse?.tcpFlags ?? 0))
+    }
+
+    private func reason(_ pair: FlowPair, _ entry: Told, _ now: UInt64, _ isLast: Bool) -> FlowEndReason? {
+        let last = pair.last
+        guard
+            last > entry.last
+                || pair.entry.packets + (pair.reverse?.packets ?? 0) > entry.packets + entry.reversePackets
+        else { return nil }
+        if isLast { return .forced }
+        if Self.isOver(pair) { return .end }
+        if now > last, Double(now - last) >= timeOuts.idle.nanoseconds { return .idle }
         if now > entry.at, Double(now - entry.at) >= timeOuts.active.nanoseconds { return .active }
         return nil
     }
 
-    private mutating func record(
-        _ flow: Biflow, _ name: Biflow.Name, _ reason: FlowEndReason, _ now: UInt64, _ wall: UInt64
-    ) -> FlowRecord? {
-        let before = told[name] ?? Told(at: flow.first)
+    private func due(
+        _ pair: FlowPair, _ reason: FlowEndReason, _ before: Told, _ now: UInt64, _ wall: UInt64
+    ) -> Due? {
         func since(_ count: UInt64, _ old: UInt64) -> UInt64 { count >= old ? count - old : count }
-        let packets = since(flow.packets, before.packets)
-        let reversePackets = since(flow.reversePackets, before.reversePackets)
+        let packets = since(pair.entry.packets, before.packets)
+        let reversePackets = since(pair.reverse?.packets ?? 0, before.reversePackets)
         guard packets + reversePackets > 0 else { return nil }
         func unix(_ time: UInt64) -> UInt64 { wall - min(wall, (now > time ? now - time : 0) / 1_000_000) }
-        told[name] = Told(
-            packets: flow.packets, bytes: flow.bytes, reversePackets: flow.reversePackets,
-            reverseBytes: flow.reverseBytes, at: now, last: flow.last)
-        return FlowRecord(
-            flow, reason, packets: packets, bytes: since(flow.bytes, before.bytes), reversePackets: reversePackets,
-            reverseBytes: since(flow.reverseBytes, before.reverseBytes),
-            start: unix(before.last == 0 ? flow.first : before.last), end: unix(flow.last))
+        return Due(
+            pair: pair, reason: reason, packets: packets, bytes: since(pair.entry.bytes, before.bytes),
+            reversePackets: reversePackets, reverseBytes: since(pair.reverse?.bytes ?? 0, before.reverseBytes),
+            start: unix(before.last == 0 ? pair.first : before.last), end: unix(pair.last))
     }
 }
 

@@ -27,43 +27,45 @@ public struct FlowReader: Sendable {
 
     public init(_ maps: NodeMaps) { self.maps = maps }
 
-    /// All flows, the busiest first.
-    public func biflows(_ names: FlowNames = FlowNames()) throws -> [Biflow] {
-        try biflows(of: maps.flows.entries(), names)
+    /// All flows, the busiest first. `limit`: only so many; 0: all.
+    public func biflows(_ names: FlowNames = FlowNames(), limit: Int = 0) throws -> [Biflow] {
+        let pairs = try pairs()
+        return try biflows(of: limit == 0 ? pairs : Array(pairs.prefix(limit)), names)
     }
 
-    /// Biflows of these entries, the busiest first.
-    public func biflows(of entries: [FlowKey: FlowEntry], _ names: FlowNames = FlowNames()) throws -> [Biflow] {
-        if entries.isEmpty { return [] }
-        let context = Context(
+    /// Both directions of all flows, the busiest first.
+    public func pairs() throws -> [FlowPair] {
+        let pairs = FlowPair.pairs(try maps.flows.list())
+        let order = pairs.indices.sorted {
+            (pairs[$0].bytes, pairs[$1].key.source) > (pairs[$1].bytes, pairs[$0].key.source)
+        }
+        return order.map { pairs[$0] }
+    }
+
+    /// What people read of these, in their order.
+    public func biflows(of pairs: [FlowPair], _ names: FlowNames = FlowNames()) throws -> [Biflow] {
+        if pairs.isEmpty { return [] }
+        let context = try context(names)
+        return pairs.map { context.biflow($0.key, $0.entry, $0.reverse) }
+    }
+
+    /// Records of what is due.
+    public func records(_ due: [FlowCache.Due], _ names: FlowNames) throws -> [FlowRecord] {
+        if due.isEmpty { return [] }
+        let context = try context(names)
+        return due.map { due in
+            FlowRecord(
+                context.biflow(due.pair.key, due.pair.entry, due.pair.reverse), due.reason, packets: due.packets,
+                bytes: due.bytes, reversePackets: due.reversePackets, reverseBytes: due.reverseBytes,
+                start: due.start, end: due.end)
+        }
+    }
+
+    func context(_ names: FlowNames) throws -> Context {
+        Context(
             names: names, owners: try maps.destinations.slotOwners(), destinations: maps.destinations,
             translations: try maps.masquerade.entries(), locals: try maps.locals.entries(),
             routes: RouteLookup(try maps.routes.entries()))
-        let flows = Self.pairs(entries).map { pair in
-            context.biflow(pair.key, pair.entry, pair.reverse.flatMap { entries[$0] })
-        }
-        return flows.sorted { ($0.bytes + $0.reverseBytes, $1.source) > ($1.bytes + $1.reverseBytes, $0.source) }
-    }
-
-    /// Each entry with that of the other direction, where there is one.
-    static func pairs(_ entries: [FlowKey: FlowEntry]) -> [(key: FlowKey, entry: FlowEntry, reverse: FlowKey?)] {
-        var result: [(key: FlowKey, entry: FlowEntry, reverse: FlowKey?)] = []
-        result.reserveCapacity(entries.count)
-        var done: Set<FlowKey> = []
-        // The reverse direction came in by another device; match it on addresses and ports.
-        var byTuple: [FlowKey: [FlowKey]] = [:]
-        for key in entries.keys { byTuple[anywhere(key), default: []].append(key) }
-        // The clock ticks every few milliseconds; a question and its answer may bear one time.
-        let ordered = entries.sorted {
-            ($0.value.first, rank($0.key)) < ($1.value.first, rank($1.key))
-        }
-        for (key, entry) in ordered where done.insert(key).inserted {
-            let candidates = byTuple[anywhere(reversed(key))] ?? []
-            let reverse = candidates.filter { !done.contains($0) }.min { $0.interface < $1.interface }
-            if let reverse { done.insert(reverse) }
-            result.append((key, entry, reverse))
-        }
-        return result
     }
 
     static func way(tunnelled: Bool, clear: Bool, crosses: Bool, slot: Int) -> String {
@@ -71,35 +73,6 @@ public struct FlowReader: Sendable {
         if tunnelled { return "tunnel" }
         if crosses { return "clear" }
         return slot == DestinationSlot.local ? "local" : slot == DestinationSlot.outside ? "outside" : "clear"
-    }
-
-    static func anywhere(_ key: FlowKey) -> FlowKey {
-        var key = key
-        key.interface = 0
-        return key
-    }
-
-    static func reversed(_ key: FlowKey) -> FlowKey {
-        var result = key
-        (result.source, result.destination) = (key.destination, key.source)
-        // ICMP has the identifier of echo in the one port, type and code in the other.
-        if let answer = echoTypes[key.destinationPort], key.transport == 1 || key.transport == 58 {
-            result.destinationPort = answer
-        } else {
-            (result.sourcePort, result.destinationPort) = (key.destinationPort, key.sourcePort)
-        }
-        return result
-    }
-
-    /// Type and code of echo request and reply, and back (RFC 792, RFC 4443).
-    private static let echoTypes: [UInt16: UInt16] = [0x0800: 0, 0: 0x0800, 0x8000: 0x8100, 0x8100: 0x8000]
-
-    /// Low for the side that most likely spoke first: echo requests, and who speaks to a lower port.
-    private static func rank(_ key: FlowKey) -> Int {
-        if key.transport == 1 || key.transport == 58 {
-            return key.destinationPort == 0x0800 || key.destinationPort == 0x8000 ? 0 : 1
-        }
-        return Int(key.destinationPort)
     }
 
     /// By IANA protocol number.

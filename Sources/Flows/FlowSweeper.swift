@@ -41,11 +41,11 @@ public struct FlowSweeper: Sendable {
 
     /// What a pass has found and taken out.
     public struct Swept: Sendable {
-        /// Entries that stay.
-        public var entries: [FlowKey: FlowEntry]
+        /// Flows that stay.
+        public var flows: [FlowPair] = []
         /// Those that went, with their last counters.
-        public var gone: [FlowKey: FlowEntry]
-        public var mappings: Int
+        public var gone: [FlowPair] = []
+        public var mappings = 0
     }
 
     /// One pass at a time of CLOCK_MONOTONIC.
@@ -53,24 +53,29 @@ public struct FlowSweeper: Sendable {
     /// An entry is taken out in one step with its last counters: a packet that comes meanwhile
     /// is counted in it, or makes another. Both directions of a flow go together, when neither is used.
     public func sweep(now: UInt64) throws -> Swept {
-        var swept = Swept(entries: try maps.flows.entries(), gone: [:], mappings: 0)
-        var counts: [AddressFamily: Int] = [:]
-        for key in swept.entries.keys { counts[key.source.family, default: 0] += 1 }
-        let crowded = Set(counts.filter { Double($0.value) > Self.pressure * Double(maps.flows.capacity) }.keys)
-        for pair in FlowReader.pairs(swept.entries) {
-            let reverse = pair.reverse.flatMap { swept.entries[$0] }
-            let last = max(pair.entry.last, reverse?.last ?? 0)
-            var seconds = Self.timeout(transport: pair.key.transport, pair.entry, reverse)
-            if crowded.contains(pair.key.source.family), reverse == nil,
-                Self.isEmbryonic(transport: pair.key.transport, entry: pair.entry)
+        let entries = try maps.flows.list()
+        let wide = entries.count { $0.key.source.family == .ipv6 }
+        let limit = Self.pressure * Double(maps.flows.capacity)
+        let crowded: [AddressFamily: Bool] = [
+            .ipv4: Double(entries.count - wide) > limit, .ipv6: Double(wide) > limit,
+        ]
+        var swept = Swept()
+        for var pair in FlowPair.pairs(entries) {
+            let transport = pair.key.transport
+            var seconds = Self.timeout(transport: transport, pair.entry, pair.reverse)
+            if crowded[pair.key.source.family] == true, pair.reverse == nil,
+                Self.isEmbryonic(transport: transport, entry: pair.entry)
             {
                 seconds = min(seconds, 2)
             }
-            guard now > last, now - last > seconds * 1_000_000_000 else { continue }
-            for key in [pair.key, pair.reverse].compactMap({ $0 }) {
-                if let entry = try maps.flows.take(key) { swept.gone[key] = entry }
-                swept.entries[key] = nil
+            let last = pair.last
+            guard now > last, now - last > seconds * 1_000_000_000 else {
+                swept.flows.append(pair)
+                continue
             }
+            if let entry = try maps.flows.take(pair.key) { pair.entry = entry }
+            if let key = pair.reverseKey, let entry = try maps.flows.take(key) { pair.reverse = entry }
+            swept.gone.append(pair)
         }
         swept.mappings = try sweepMasquerade(now: now)
         return swept

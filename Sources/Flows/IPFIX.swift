@@ -79,36 +79,43 @@ public struct IPFIX: Sendable {
     func record(_ record: FlowRecord) -> [UInt8] {
         let flow = record.flow
         let isICMP = flow.protocolNumber == 1 || flow.protocolNumber == 58
-        var bytes = flow.source.bytes + flow.destination.bytes
-        bytes += Self.word(isICMP ? 0 : flow.sourcePort) + Self.word(isICMP ? 0 : flow.destinationPort)
-        bytes += [flow.protocolNumber] + Self.word(isICMP ? flow.destinationPort : 0)
-        for count in [flow.bytes, flow.packets, record.bytes, record.packets] { bytes += Self.bytes(count) }
-        for count in [flow.reverseBytes, flow.reversePackets, record.reverseBytes, record.reversePackets] {
-            bytes += Self.bytes(count)
-        }
-        bytes += Self.word(UInt16(flow.tcpFlags)) + Self.word(UInt16(flow.reverseTCPFlags))
-        bytes += Self.bytes(record.start) + Self.bytes(record.end)
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(320)
+        flow.source.append(to: &bytes)
+        flow.destination.append(to: &bytes)
+        Self.append(isICMP ? 0 : flow.sourcePort, to: &bytes)
+        Self.append(isICMP ? 0 : flow.destinationPort, to: &bytes)
+        bytes.append(flow.protocolNumber)
+        Self.append(isICMP ? flow.destinationPort : 0, to: &bytes)
+        Self.append(flow.bytes, to: &bytes)
+        Self.append(flow.packets, to: &bytes)
+        Self.append(record.bytes, to: &bytes)
+        Self.append(record.packets, to: &bytes)
+        Self.append(flow.reverseBytes, to: &bytes)
+        Self.append(flow.reversePackets, to: &bytes)
+        Self.append(record.reverseBytes, to: &bytes)
+        Self.append(record.reversePackets, to: &bytes)
+        Self.append(UInt16(flow.tcpFlags), to: &bytes)
+        Self.append(UInt16(flow.reverseTCPFlags), to: &bytes)
+        Self.append(record.start, to: &bytes)
+        Self.append(record.end, to: &bytes)
         // The source has begun it, as far as is known (RFC 5103, section 6.3).
-        bytes += [record.reason.rawValue, 1]
+        bytes.append(record.reason.rawValue)
+        bytes.append(1)
         let translation = flow.translation.flatMap { Endpoint($0) }
-        bytes +=
-            (translation?.address.bytes ?? flow.source.bytes)
-            + Self.word(translation?.port ?? (isICMP ? 0 : flow.sourcePort))
-        bytes += Self.variable(flow.device)
+        (translation?.address ?? flow.source).append(to: &bytes)
+        Self.append(translation?.port ?? (isICMP ? 0 : flow.sourcePort), to: &bytes)
+        Self.append(variable: flow.device, to: &bytes)
         if enterprise != nil {
-            for field in IPFIXOwnField.allCases {
-                switch field {
-                case .encrypted: bytes.append(flow.isEncrypted ? 1 : 2)
-                case .peerNode: bytes += Self.variable(flow.peer ?? "")
-                case .peerKey: bytes += Self.variable(flow.peerKey?.bytes ?? [])
-                case .way: bytes += Self.variable(flow.way)
-                case .sourcePod: bytes += Self.variable(flow.sourceName ?? "")
-                case .destinationPod: bytes += Self.variable(flow.destinationName ?? "")
-                case .sourceNode: bytes += Self.variable(flow.sourceNode ?? "")
-                case .destinationNode: bytes += Self.variable(flow.destinationNode ?? "")
-                case .dropReason: bytes += Self.variable(flow.dropReason ?? "")
-                }
-            }
+            bytes.append(flow.isEncrypted ? 1 : 2)
+            Self.append(variable: flow.peer, to: &bytes)
+            let key = flow.peerKey?.bytes ?? []
+            bytes.append(UInt8(key.count))
+            bytes += key
+            Self.append(variable: flow.way, to: &bytes)
+            for text in [
+                flow.sourceName, flow.destinationName, flow.sourceNode, flow.destinationNode, flow.dropReason,
+            ] { Self.append(variable: text, to: &bytes) }
         }
         return bytes
     }
@@ -207,15 +214,27 @@ public struct IPFIX: Sendable {
         stride(from: value.bitWidth - 8, through: 0, by: -8).map { UInt8(truncatingIfNeeded: value >> $0) }
     }
 
+    /// Big-endian.
+    static func append(_ value: some FixedWidthInteger, to bytes: inout [UInt8]) {
+        for shift in stride(from: value.bitWidth - 8, through: 0, by: -8) {
+            bytes.append(UInt8(truncatingIfNeeded: value >> shift))
+        }
+    }
+
+    /// A text with its length before it, of one byte or of three (RFC 7011, section 7); at most 1,000 bytes.
+    static func append(variable text: String?, to bytes: inout [UInt8]) {
+        let text = text ?? ""
+        let count = min(text.utf8.count, 1000)
+        if count < 255 {
+            bytes.append(UInt8(count))
+        } else {
+            bytes.append(255)
+            append(UInt16(count), to: &bytes)
+        }
+        bytes += text.utf8.prefix(count)
+    }
+
     static func set(_ number: UInt16, _ bytes: [UInt8]) -> [UInt8] {
         word(number) + word(UInt16(bytes.count + 4)) + bytes
     }
-
-    /// A length of one byte, or of three, and the bytes (RFC 7011, section 7).
-    static func variable(_ bytes: [UInt8]) -> [UInt8] {
-        let bytes = bytes.prefix(1000)
-        return (bytes.count < 255 ? [UInt8(bytes.count)] : [255] + word(UInt16(bytes.count))) + bytes
-    }
-
-    static func variable(_ text: String) -> [UInt8] { variable(Array(text.utf8)) }
 }

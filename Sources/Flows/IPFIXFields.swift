@@ -69,7 +69,7 @@ extension IPFIX {
         bytes += Self.bytes(record.start) + Self.bytes(record.end) + [pair.isEncrypted ? 1 : 2]
         for text in [
             pair.way, pair.source, pair.destination, pair.sourceNode, pair.destinationNode, pair.dropReason,
-        ] { bytes += Self.variable(text ?? "") }
+        ] { Self.append(variable: text, to: &bytes) }
         return Encoded(
             template: Self.pairTemplate, bytes: bytes, packets: record.packets + record.reversePackets,
             octets: record.bytes + record.reverseBytes)

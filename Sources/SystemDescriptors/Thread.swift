@@ -75,11 +75,27 @@ public final class BackgroundThread: Sendable {
 
     public init(_ body: @escaping @Sendable () -> Void) {
         let ended = ended
+        let held = Held(body)
         let worker = Worker {
-            body()
+            held.run()
             ended.open(())
         }
         worker.detach()
+    }
+
+    /// Lets go of the body, and of the sockets that it holds, before anybody is told of its end.
+    private final class Held: Sendable {
+        private let body: Mutex<(@Sendable () -> Void)?>
+
+        init(_ body: @escaping @Sendable () -> Void) { self.body = Mutex(body) }
+
+        @inline(never) func run() {
+            let body = body.withLock { held in
+                defer { held = nil }
+                return held
+            }
+            body?()
+        }
     }
 
     /// Waits for its end.

@@ -29,7 +29,7 @@ struct FlowsCommand: AsyncParsableCommand {
     @OptionGroup var output: OutputOptions
     @OptionGroup var filter: FlowFilter
     @Option(help: "bytes, packets, rate, age, last (heard), source, destination or drops.") var sort = Order.bytes
-    @Option(help: "Only so many; 0: all.") var limit = 0
+    @Option(help: "Only so many; 0: all. Default: 1000 in a table, 20 with --top, else all.") var limit: Int?
     @Flag(help: "Every column.") var wide = false
     @Flag(help: "Draw the busiest again each second, until interrupted.") var top = false
     @Flag(help: "A JSON object a line.") var lines = false
@@ -38,7 +38,7 @@ struct FlowsCommand: AsyncParsableCommand {
 
     func validate() throws {
         if follow, top { throw ValidationError("--follow and --top are two ways to look") }
-        if limit < 0 { throw ValidationError("--limit: \(limit) is below 0, which means all") }
+        if let limit, limit < 0 { throw ValidationError("--limit: \(limit) is below 0, which means all") }
     }
 
     func run() async throws {
@@ -52,13 +52,25 @@ struct FlowsCommand: AsyncParsableCommand {
         let names = FlowNames(addresses: addresses, interfaces: view.interfaceNames(), node: view.node)
         let reader = FlowReader(try view.maps())
         if top { return try await draw(view, reader, names) }
-        let flows = chosen(try reader.biflows(names), rates: [:], view.monotonic)
+        // Of many, those that would be shown are all that is worth being put into words.
+        let most = limit ?? (output.format == .table && !lines ? Self.tableLimit : 0)
+        let isPlain = sort == .bytes && filter.isEmpty
+        let all = try reader.biflows(names, limit: isPlain ? most == 0 ? 0 : most + 1 : 0)
+        let flows = chosen(all, rates: [:], view.monotonic, limit: most)
         if lines { return try flows.forEach { try Output.line($0) } }
         if try Output.structured(flows, output.format) { return }
         table(flows, rates: [:], view.monotonic)
+        if limit == nil, flows.count < all.count, filter.isEmpty || flows.count == Self.tableLimit {
+            FileHandle.standardError.write(Data("wgplane: the first \(flows.count); --limit 0 shows all\n".utf8))
+        }
     }
 
-    private func chosen(_ all: [Biflow], rates: [Biflow.Name: Double], _ now: UInt64) -> [Biflow] {
+    /// Lines of a table, unless --limit says otherwise.
+    static let tableLimit = 1000
+
+    private func chosen(
+        _ all: [Biflow], rates: [Biflow.Name: Double], _ now: UInt64, limit: Int
+    ) -> [Biflow] {
         let flows = all.filter(filter.matches)
         func rate(_ flow: Biflow) -> Double { rates[flow.name] ?? flow.rate }
         let sorted =
@@ -95,9 +107,8 @@ struct FlowsCommand: AsyncParsableCommand {
             let total = rates.values.reduce(0, +)
             print("\u{1b}[H\u{1b}[2J", terminator: "")
             print("\(view.node): \(all.count) flows, \(Output.rate(total))")
-            var shown = self
-            if limit == 0 { shown.limit = 20 }
-            shown.table(shown.chosen(all, rates: rates, now), rates: rates, now)
+            let most = limit ?? 20
+            table(chosen(all, rates: rates, now, limit: most), rates: rates, now)
             before = next
             lastLook = now
             try await Task.sleep(for: .seconds(1))
@@ -150,6 +161,11 @@ struct FlowFilter: ParsableArguments {
         if let way, !ways.contains(way) {
             throw ValidationError("--way: \"\(way)\" is none of \(ways.joined(separator: ", "))")
         }
+    }
+
+    /// Every flow is meant.
+    var isEmpty: Bool {
+        pod == nil && peer == nil && address == nil && port == nil && transport == nil && way == nil && !dropped
     }
 
     private func prefix(_ text: String) -> CIDR? { CIDR(text) ?? IPAddress(text).map { CIDR(host: $0) } }

@@ -109,7 +109,9 @@ struct AuditTests {
             #expect(!found.isClosed)
             for finding in found.findings where finding.direction == "out" {
                 #expect(finding.verdict == "missing", "\(finding)")
-                #expect((-0.013 ... -0.003).contains(finding.difference), "one of a hundred, less what passed during the looks: \(finding)")
+                #expect(
+                    (-0.013 ... -0.003).contains(finding.difference),
+                    "one of a hundred, less what passed during the looks: \(finding)")
             }
             for finding in found.findings where finding.direction == "in" { #expect(finding.verdict == "closed") }
             try await lab.wait("status tells of it", within: .seconds(40)) {

@@ -47,10 +47,14 @@ struct ExportTests {
         let text = try await Cluster.execute(
             lab, "node1", ["curl", "-s", "--unix-socket", socket, "http://node/metrics"]
         ).output
-        let line = try #require(
-            text.split(separator: "\n").first { $0.hasPrefix("\(name) ") || $0.hasPrefix("\(name){to=\"collector\"}") })
-        return try #require(line.split(separator: " ").last.flatMap { Double($0) })
+        let names = ["\(name) ", "\(name){to=\"collector\"}"]
+        let line = text.split(separator: "\n").first { line in names.contains { line.hasPrefix($0) } }
+        // There is none before the exporter has heard of its settings.
+        guard let value = line?.split(separator: " ").last.flatMap({ Double($0) }) else { throw NoMetric(name: name) }
+        return value
     }
+
+    private struct NoMetric: Error { var name: String }
 
     /// Waits until records have told all that the table has, and have been sent.
     private func told(_ lab: Lab, _ wanted: Table, _ file: String) async throws {

@@ -4,6 +4,7 @@ import Foundation
 import Model
 import Testing
 
+@testable import DataplaneMaps
 @testable import Flows
 
 /// Export records as bytes, held against RFC 7011 by a reader of its own.
@@ -194,34 +195,115 @@ struct IPFIXTests {
         #expect(reader.records.count == total + 1 && exporter.sequence == UInt32(total + 1))
     }
 
+    private func entry(_ packets: UInt64, _ first: UInt64, _ last: UInt64, flags: UInt8 = 0x1b) -> FlowEntry {
+        FlowEntry(
+            packets: packets, bytes: packets * 100, first: first, last: last, slot: 3, hook: .fromPod, tcpFlags: flags,
+            isTunnelled: true, isClear: false, isFromHost: false, isPassed: false, isPromised: true, takesStack: false,
+            isExempt: false, masqueradePort: 0, dropReason: nil)
+    }
+
+    private func key(_ from: String, _ to: String, _ transport: UInt8, _ interface: UInt32 = 5) throws -> FlowKey {
+        FlowKey(
+            source: try #require(IPAddress(from)), destination: try #require(IPAddress(to)), sourcePort: 40001,
+            destinationPort: 443, transport: transport, interface: interface)
+    }
+
+    private static let second: UInt64 = 1_000_000_000
+
     @Test("records when they are due: active, idle, at TCP's end, at the exporter's; each packet is told once")
     func cache() throws {
         var cache = FlowCache(.init(active: .seconds(60), idle: .seconds(15)))
-        let second: UInt64 = 1_000_000_000
-        var flow = try flow(.ipv4)
-        (flow.first, flow.last) = (100 * second, 101 * second)
-        var told: [FlowRecord] = []
-        func look(_ at: UInt64, _ flows: [Biflow], gone: [Biflow] = [], last: Bool = false) -> [FlowEndReason] {
+        let second = Self.second
+        let (there, back) = (try key("10.48.1.1", "10.48.2.9", 6), try key("10.48.2.9", "10.48.1.1", 6, 7))
+        func flow(_ packets: UInt64, _ reverse: UInt64, _ last: UInt64, flags: UInt8 = 0x1a) -> FlowPair {
+            FlowPair(
+                there, entry(packets, 100 * second, last * second, flags: flags), reverseKey: back,
+                reverse: entry(reverse, 100 * second, 101 * second, flags: flags))
+        }
+        var told: [FlowCache.Due] = []
+        func look(_ at: UInt64, _ flows: [FlowPair], gone: [FlowPair] = [], last: Bool = false) -> [FlowEndReason] {
             let new = cache.records(flows, gone: gone, now: at * second, wall: at * 1000, isLast: last)
             told += new
             return new.map(\.reason)
         }
-        #expect(look(105, [flow]).isEmpty, "neither time-out has passed")
-        #expect(look(117, [flow]) == [.idle])
+        #expect(look(105, [flow(10, 8, 101)]).isEmpty, "neither time-out has passed")
+        #expect(look(117, [flow(10, 8, 101)]) == [.idle])
         #expect(told.last?.packets == 10 && told.last?.start == 100_000 && told.last?.end == 101_000)
-        #expect(look(200, [flow]).isEmpty, "nothing new, nothing to tell")
-        (flow.packets, flow.reversePackets, flow.last) = (15, 9, 210 * second)
-        #expect(look(211, [flow]) == [.active], "the last record is long ago")
+        #expect(look(200, [flow(10, 8, 101)]).isEmpty, "nothing new, nothing to tell")
+        #expect(look(211, [flow(15, 9, 210)]) == [.active], "the last record is long ago")
         #expect(told.last?.packets == 5 && told.last?.reversePackets == 1)
-        (flow.packets, flow.state, flow.last) = (17, "closed", 212 * second)
-        #expect(look(213, [flow]) == [.end] && told.last?.packets == 2)
-        #expect(look(214, [flow]).isEmpty)
-        flow.packets = 18
-        #expect(look(215, [], gone: [flow]) == [.end] && told.last?.packets == 1, "taken out with a packet more")
-        #expect(cache.count == 0)
-        var other = try self.flow(.ipv6, 2)
-        (other.first, other.last) = (300 * second, 301 * second)
+        #expect(look(213, [flow(17, 9, 212, flags: 0x1b)]) == [.end] && told.last?.packets == 2)
+        #expect(look(214, [flow(17, 9, 212, flags: 0x1b)]).isEmpty)
+        #expect(look(215, [], gone: [flow(18, 9, 212, flags: 0x1b)]) == [.end], "taken out with a packet more")
+        #expect(told.last?.packets == 1 && cache.count == 0)
+        let other = FlowPair(try key("fd48::1", "fd48::2", 17), entry(10, 300 * second, 301 * second))
         #expect(look(302, [other], last: true) == [.forced])
         #expect(told.reduce(0) { $0 + $1.packets } == 18 + 10)
+    }
+
+    @Test("what records have told outlives the exporter; what is no memory, or cut off, is none")
+    func memory() throws {
+        let second = Self.second
+        let flows = [
+            FlowPair(try key("10.48.1.1", "10.48.2.9", 6), entry(10, 100 * second, 101 * second)),
+            FlowPair(try key("fd48::1", "fd48::2", 17), entry(7, 100 * second, 102 * second)),
+        ]
+        var first = FlowCache()
+        #expect(first.records(flows, now: 200 * second, wall: 1).count == 2)
+        let memory = first.memory
+        var next = FlowCache()
+        let isTaken = next.remember(memory)
+        #expect(isTaken && next.count == 2)
+        #expect(next.records(flows, now: 201 * second, wall: 2).isEmpty, "nothing is told twice")
+        var more = flows
+        more[1].entry = entry(9, 100 * second, 201 * second)
+        #expect(next.records(more, now: 230 * second, wall: 3).map(\.packets) == [2])
+        var none = FlowCache()
+        for length in [0, 5, 17, memory.count - 1] {
+            let isTaken = none.remember(Array(memory.prefix(length)))
+            #expect(!isTaken, "\(length)")
+        }
+        #expect(none.count == 0)
+    }
+
+    @Test("of many flows that are due at once, so many in a look; those that go are told in any case")
+    func burst() throws {
+        let second = Self.second
+        let flows = try (1...200).map { number in
+            FlowPair(try key("10.48.1.\(number)", "10.48.2.9", 17), entry(1, 100 * second, 101 * second))
+        }
+        var cache = FlowCache()
+        var counts: [Int] = []
+        for round in 0..<5 {
+            let gone = round == 0 ? Array(flows[150...]) : []
+            let new = cache.records(
+                Array(flows[..<150]), gone: gone, now: (200 + UInt64(round)) * second, wall: 1, limit: 60)
+            counts.append(new.count)
+        }
+        #expect(counts == [110, 60, 30, 0, 0])
+    }
+
+    @Test("directions of a flow find each other, whatever their devices; the one that began first is forward")
+    func pairing() throws {
+        let second = Self.second
+        let echo = { (key: FlowKey, port: UInt16) -> FlowKey in
+            var key = key
+            (key.sourcePort, key.destinationPort, key.transport) = (77, port, 1)
+            return key
+        }
+        let question = echo(try key("10.48.1.1", "10.48.2.9", 1), 0x0800)
+        let answer = echo(try key("10.48.2.9", "10.48.1.1", 1, 7), 0)
+        var back = try key("10.48.2.9", "10.48.1.1", 6, 7)
+        (back.sourcePort, back.destinationPort) = (443, 40001)
+        let there = try key("10.48.1.1", "10.48.2.9", 6)
+        let alone = try key("fd48::1", "fd48::2", 17)
+        let pairs = FlowPair.pairs([
+            (answer, entry(1, 5 * second, 6 * second)), (back, entry(2, 4 * second, 6 * second)),
+            (question, entry(3, 5 * second, 6 * second)), (alone, entry(4, 1, 2)),
+            (there, entry(5, 3 * second, 6 * second)),
+        ]).sorted { $0.entry.packets < $1.entry.packets }
+        #expect(pairs.map(\.entry.packets) == [3, 4, 5])
+        #expect(pairs[0].reverseKey == answer && pairs[1].reverseKey == nil && pairs[2].reverseKey == back)
+        #expect(pairs[2].bytes == 700 && pairs[2].first == 3 * second)
     }
 }
