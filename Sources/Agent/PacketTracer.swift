@@ -60,7 +60,7 @@ public struct PacketTracer: Sendable {
     public func run(seconds: Int, _ body: (TraceEvent, Packet) throws -> Bool) throws {
         try session { reader, names in
             let started = monotonicNanoseconds()
-            while seconds == 0 || monotonicNanoseconds() - started < UInt64(seconds) * 1_000_000_000 {
+            while seconds <= 0 || Double(monotonicNanoseconds() - started) / 1e9 < Double(seconds) {
                 for trace in try reader(200) where try !body(trace, names(trace)) { return }
             }
         }

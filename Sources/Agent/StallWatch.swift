@@ -36,6 +36,8 @@ struct StallWatch: Sendable {
 
     private var silences: [Name: Silence] = [:]
 
+    /// Bytes between two looks that keep-alives may make; a handshake that is asked for makes more (148 each).
+    static let keepAlives: UInt64 = 96
     /// How long a stalled peer must have been silent, in seconds.
     static let patience = 30.0
     /// A handshake older than this is none (WireGuard's REJECT_AFTER_TIME), in seconds.
@@ -51,7 +53,9 @@ struct StallWatch: Sendable {
             if peer.transfer.received != silence.transfer.received {
                 silence = Silence(transfer: peer.transfer, since: now)
             } else if peer.transfer.sent != silence.transfer.sent {
-                silence.isSentTo = true
+                // The keep-alive that answers the last data is answered by nobody.
+                let grown = peer.transfer.sent - min(silence.transfer.sent, peer.transfer.sent)
+                if grown > Self.keepAlives { silence.isSentTo = true }
                 silence.transfer = peer.transfer
             }
             next[name] = silence

@@ -93,7 +93,7 @@ struct Doorkeeper: RouterMiddleware {
     private static let form = """
         <!doctype html><html lang="en"><head><meta charset="utf-8"><title>wgplane</title>
         <meta name="color-scheme" content="light dark"></head><body><main><h1>wgplane</h1>
-        <form method="post" action="login"><label>Token <input type="password" name="token" autofocus></label>
+        <form method="post" action="/login"><label>Token <input type="password" name="token" autofocus></label>
         <button>Show</button></form></main></body></html>
 
         """

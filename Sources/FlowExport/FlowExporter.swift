@@ -38,6 +38,8 @@ public actor FlowExporter {
     static let lastDelay = Duration.seconds(10)
     /// How long a collector may take to read what it was sent.
     static let doubt = Duration.seconds(2)
+    /// How long a collector may take no bytes before its connection is closed.
+    static let sendLimit = Duration.seconds(10)
     /// Bytes of records that may wait.
     static let queueLimit = 32 << 20
     /// Messages in a row, and the pause behind them that lets a collector's socket breathe.
@@ -64,6 +66,7 @@ public actor FlowExporter {
         guard new != settings else { return }
         settings = new
         version += 1
+        connection?.value.close()
         await file.configure(path: new.file, limit: Int(new.fileLimit) << 20)
         if new.collector == nil { lose(queue.count, "the collector is not set any more") }
         (nextTry, delay) = (.now, Self.firstDelay)
@@ -261,6 +264,12 @@ public actor FlowExporter {
             records, time: UInt32(Date().timeIntervalSince1970), withTemplates: withTemplates,
             statistics: holder.value.statistics)
         if withTemplates { lastTemplates = .now }
+        // A collector that takes nothing holds up neither a change of settings nor the agent's end for long.
+        let watchdog = Task {
+            try await Task.sleep(for: Self.sendLimit)
+            connection.close()
+        }
+        defer { watchdog.cancel() }
         do {
             try await connection.send(parts.map(\.bytes))
         } catch {

@@ -16,8 +16,8 @@ struct CaptureCommand: AsyncParsableCommand {
         discussion: """
             SRC and DST are addresses, prefixes, or names of pods or nodes; packets of both directions are shown. Each is
             told of as it came to the hook; what --write keeps (pcapng, for Wireshark and tcpdump -r; - for standard
-            output) is the packet as it left, its first 256 bytes, each hook an interface of its own. The data plane's
-            packets, not WireGuard's own. One command at a time can look. eBPF mode.
+            output) is the packet as it left, its first 256 bytes, each hook an interface of its own. At
+            uplinks WireGuard's own packets are seen, too, where they match. One command at a time can look. eBPF mode.
             """)
 
     @Argument(help: "Address, prefix, or name of a pod or node.") var source: String?
@@ -30,6 +30,12 @@ struct CaptureCommand: AsyncParsableCommand {
     @OptionGroup var node: NodeOptions
     @OptionGroup var datastore: DatastoreOptions
     @OptionGroup var output: OutputOptions
+
+    func validate() throws {
+        if seconds < 0 || count < 0 {
+            throw ValidationError("--seconds and --count: 0 means without end; use that or more")
+        }
+    }
 
     func run() async throws {
         let view = NodeView(node.options)
@@ -127,7 +133,11 @@ private final class PacketKeeper {
         if path == "-" {
             handle = .standardOutput
         } else {
-            try replaceFile(path, with: [], mode: 0o600)
+            // A pipe or a device is written to, never replaced.
+            let isThere = FileManager.default.fileExists(atPath: path)
+            let type =
+                try isThere ? FileManager.default.attributesOfItem(atPath: path)[.type] as? FileAttributeType : nil
+            if type == nil || type == .typeRegular { try replaceFile(path, with: [], mode: 0o600) }
             handle = try FileHandle(forWritingTo: URL(fileURLWithPath: path))
         }
         try handle.write(contentsOf: Data(CaptureFile.header))

@@ -90,10 +90,12 @@ struct AuditTests {
         }
         #expect(look(0, sent: 0, received: 0, age: nil).isEmpty)
         #expect(look(100, sent: 0, received: 0, age: nil).isEmpty, "nobody has sent anything")
-        #expect(look(110, sent: 10, received: 5, age: 1).isEmpty)
-        #expect(look(150, sent: 20, received: 5, age: 41).isEmpty, "the handshake still counts")
-        #expect(look(300, sent: 30, received: 5, age: 191).map(\.seconds) == [190])
-        #expect(look(310, sent: 40, received: 6, age: 1).isEmpty)
-        #expect(look(341, sent: 41, received: 6, age: nil).count == 1)
+        #expect(look(110, sent: 1000, received: 5, age: 1).isEmpty)
+        #expect(look(150, sent: 2000, received: 5, age: 41).isEmpty, "the handshake still counts")
+        #expect(look(300, sent: 3000, received: 5, age: 191).map(\.seconds) == [190])
+        #expect(look(310, sent: 4000, received: 6, age: 1).isEmpty)
+        #expect(look(320, sent: 4032, received: 6, age: 11).isEmpty)
+        #expect(look(900, sent: 4032, received: 6, age: 591).isEmpty, "idle: a keep-alive has answered the last data")
+        #expect(look(910, sent: 4180, received: 6, age: 601).count == 1, "a handshake is asked for")
     }
 }
