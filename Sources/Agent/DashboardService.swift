@@ -24,7 +24,9 @@ struct DashboardService: Sendable {
         init(_ settings: DashboardSettings) {
             self.settings = settings
             modified = [settings.certificateFile, settings.keyFile, settings.tokenFile].map {
-                try? FileManager.default.attributesOfItem(atPath: $0)[.modificationDate] as? Date
+                // Of what a link leads to, as in a volume of a Secret.
+                let path = URL(fileURLWithPath: $0).resolvingSymlinksInPath().path
+                return try? FileManager.default.attributesOfItem(atPath: path)[.modificationDate] as? Date
             }
         }
     }

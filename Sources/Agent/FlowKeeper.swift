@@ -54,7 +54,7 @@ actor FlowKeeper {
         await exporter.configure(settings)
         if let lastCycle, !isLast, ContinuousClock.now - lastCycle < period(settings) { return }
         lastCycle = .now
-        guard let maps else { return }
+        guard let maps else { return forget() }
         let began = monotonicNanoseconds()
         do {
             let swept = try FlowSweeper(maps).sweep(now: began)
@@ -68,13 +68,21 @@ actor FlowKeeper {
                     addresses: names.addresses, interfaces: devices, node: options.node)
                 try await export(swept, FlowReader(maps), readable, names.workloads, settings, isLast)
             } else {
-                cache = nil
-                aggregator = nil
+                forget()
             }
         } catch {
             logger.warning("flows cannot be swept", metadata: ["error": "\(error)"])
         }
         statistics.noteFlowCycle(nanoseconds: monotonicNanoseconds() - began)
+    }
+
+    /// The table is gone, or nobody is told of it: what was told of its flows means nothing for the next. An earlier
+    /// agent's memory stays until the maps have been looked at.
+    private func forget() {
+        aggregator = nil
+        guard cache != nil else { return }
+        cache = nil
+        try? removeFile(options.flowMemory)
     }
 
     private func export(

@@ -80,12 +80,12 @@ public actor FlowExporter {
 
     public func submit(_ records: [FlowRecord]) async {
         if settings.collector != nil { enqueue(records.map(ipfixForEncoding.encoded)) }
-        await write(records.map { ExportLine($0, exporter: node) })
+        if !settings.file.isEmpty { await write(records.map { ExportLine($0, exporter: node) }) }
     }
 
     public func submit(_ records: [AggregateRecord]) async {
         if settings.collector != nil { enqueue(records.map(ipfixForEncoding.encoded)) }
-        await write(records.map { ExportLine($0, exporter: node) })
+        if !settings.file.isEmpty { await write(records.map { ExportLine($0, exporter: node) }) }
     }
 
     /// Only its fields matter.

@@ -63,7 +63,7 @@ extension SettingDescription {
             "how long a flow must be silent to get one", text: { "\($0)s" }),
         SettingDescription(
             "flowExportTemplateInterval", .dataplaneConfiguration, \.flowExport.templateInterval, "1s to 65535s",
-            "how often templates (UDP) and the exporter's statistics are sent", text: { "\($0)s" }),
+            "how often templates and the exporter's statistics are sent", text: { "\($0)s" }),
         SettingDescription(
             "flowExportEnterpriseNumber", .dataplaneConfiguration, \.flowExport.enterpriseNumber, "0 to 4294967295",
             "private enterprise number of the fields of ours; 0: without them"),

@@ -236,6 +236,7 @@ events.addEventListener("message", (event) => {
   draw(JSON.parse(event.data));
 });
 events.addEventListener("error", () => {
-  $("link").textContent = "connection lost, trying again";
+  const isOver = events.readyState === EventSource.CLOSED;
+  $("link").textContent = isOver ? "connection refused, load the page again" : "connection lost, trying again";
   $("link").className = "lost";
 });
