@@ -30,6 +30,7 @@ let nio = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
 let nioHTTP = Target.Dependency.product(name: "NIOHTTP1", package: "swift-nio")
 let sockets = Target.Dependency.product(name: "NIOPosix", package: "swift-nio")
 let tls = Target.Dependency.product(name: "NIOSSL", package: "swift-nio-ssl")
+let handshakes = Target.Dependency.product(name: "NIOTLS", package: "swift-nio")
 let http = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
 let httpCore = Target.Dependency.product(name: "HummingbirdCore", package: "hummingbird")
 let https = Target.Dependency.product(name: "HummingbirdTLS", package: "hummingbird")
@@ -91,7 +92,7 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "FlowExport",
-            dependencies: ["Flows", "SystemDescriptors", "Model", nio, sockets, tls, deque, log],
+            dependencies: ["Flows", "SystemDescriptors", "Model", nio, sockets, tls, handshakes, deque, log],
             exclude: ["EXPORT.md"],
             swiftSettings: strict),
 

@@ -97,7 +97,7 @@ public struct AgentService: Service {
             }
             await group.waitForAll()
         }
-        await controller.flows.exporter.finish()
+        await controller.flows.finish()
         logger.notice("agent stops; the data plane goes on", metadata: ["node": "\(options.node)"])
         lock.release()
     }

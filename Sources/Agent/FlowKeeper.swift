@@ -46,15 +46,21 @@ actor FlowKeeper {
         settings.isOn && min(settings.activeTimeout, settings.idleTimeout) < 10 ? .seconds(1) : .seconds(5)
     }
 
-    /// Call it each second; it works when a cycle is due. `isLast`: the maps go, and all is told.
+    /// Settings are in force at once. Whether a cycle is due with them.
+    func isDue(_ settings: FlowExportSettings) async -> Bool {
+        // Before the exporter knows of another way: sums of pairs go out by the old one.
+        if !settings.isOn || aggregator.map({ $0.level != settings.aggregation }) ?? false { await tellSums() }
+        await exporter.configure(settings)
+        return lastCycle.map { ContinuousClock.now - $0 >= period(settings) } ?? true
+    }
+
+    /// Looks at the table, and tells what is due. `isLast`: the maps go, and all is told.
     func cycle(
         _ maps: NodeMaps?, _ names: Names, devices: [UInt32: String], _ settings: FlowExportSettings,
         isLast: Bool = false
     ) async {
-        await exporter.configure(settings)
-        if let lastCycle, !isLast, ContinuousClock.now - lastCycle < period(settings) { return }
         lastCycle = .now
-        guard let maps else { return forget() }
+        guard let maps else { return await forget() }
         let began = monotonicNanoseconds()
         do {
             let swept = try FlowSweeper(maps).sweep(now: began)
@@ -68,7 +74,7 @@ actor FlowKeeper {
                     addresses: names.addresses, interfaces: devices, node: options.node)
                 try await export(swept, FlowReader(maps), readable, names.workloads, settings, isLast)
             } else {
-                forget()
+                await forget()
             }
         } catch {
             logger.warning("flows cannot be swept", metadata: ["error": "\(error)"])
@@ -78,11 +84,24 @@ actor FlowKeeper {
 
     /// The table is gone, or nobody is told of it: what was told of its flows means nothing for the next. An earlier
     /// agent's memory stays until the maps have been looked at.
-    private func forget() {
-        aggregator = nil
+    private func forget() async {
+        await tellSums()
         guard cache != nil else { return }
         cache = nil
         try? removeFile(options.flowMemory)
+    }
+
+    /// Before the exporter's own end.
+    func finish() async {
+        await tellSums()
+        await exporter.finish()
+    }
+
+    private func tellSums() async {
+        let sums = aggregator?.take() ?? []
+        aggregator = nil
+        lastAggregate = .now
+        if !sums.isEmpty { await exporter.submit(sums) }
     }
 
     private func export(
@@ -101,14 +120,12 @@ actor FlowKeeper {
         self.cache = cache
         keep(cache, isChanged: !records.isEmpty || !swept.gone.isEmpty, isLast: isLast)
         guard settings.aggregation != .flow else {
-            aggregator = nil
             return await exporter.submit(records)
         }
-        if aggregator?.level != settings.aggregation { aggregator = FlowAggregator(settings.aggregation) }
-        aggregator?.add(records, workloads: workloads)
-        guard isLast || ContinuousClock.now - lastAggregate >= .seconds(Int(settings.activeTimeout)) else { return }
-        lastAggregate = .now
-        await exporter.submit(aggregator?.take() ?? [])
+        var sums = aggregator ?? FlowAggregator(settings.aggregation)
+        sums.add(records, workloads: workloads)
+        aggregator = sums
+        if isLast || ContinuousClock.now - lastAggregate >= .seconds(Int(settings.activeTimeout)) { await tellSums() }
     }
 
     /// With what an earlier agent's records have told.
@@ -148,6 +165,7 @@ extension NodeController {
 
     private func keepFlows(isLast: Bool) async {
         let settings = inForce?.flowExport ?? FlowExportSettings()
+        guard await flows.isDue(settings) || isLast else { return }
         await flows.cycle(
             steering?.maps, settings.isOn ? flowNames() : FlowKeeper.Names(),
             devices: settings.isOn ? deviceIndices() : [:], settings, isLast: isLast)

@@ -115,7 +115,7 @@ extension NodeController {
 
     /// Makes the data plane what the plan says: the chosen one first; the other one goes when that is
     /// whole, and is kept right until then. What one cannot do keeps none of the rest from being done.
-    func steer(_ wanted: SteeringPlan) -> [Problem] {
+    func steer(_ wanted: SteeringPlan) async -> [Problem] {
         var problems: [Problem] = []
         func attempt(_ what: String, _ body: () throws -> [Problem]) -> Bool {
             do {
@@ -171,6 +171,7 @@ extension NodeController {
             firewall = HostFirewall()
             mayHaveRoutes = true
             if done, isWhole, routing?.isSettled == true, mayHavePrograms {
+                await tellLastFlows()
                 let gone = attempt("programs") {
                     if options.layout.isAnyVersionThere {
                         try EBPFSteering.removeAll(layout: options.layout, keepsLock: true)

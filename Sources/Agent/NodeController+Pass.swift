@@ -36,7 +36,7 @@ extension NodeController {
         // Before a device changes its port or mark, the data plane takes the old and the new; before one goes,
         // it is not used any more, however long it takes to look at it.
         let changes = beginChanges(plan, now)
-        if changes || goes { _ = steer(try steeringPlan(plan, facts, uplinks)) }
+        if changes || goes { _ = await steer(try steeringPlan(plan, facts, uplinks)) }
         for family in families.keys.sorted() {
             guard let backend else { break }
             settle(family, &problems) {
@@ -53,11 +53,10 @@ extension NodeController {
                 observePeers(family, plan, now)
             }
         }
-        if mode.mode == .route { await tellLastFlows() }
         let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
         // Kept first: what is promised now holds after a crash and a reboot too.
         keepGuardState(wanted.guardPlan, plan, &problems)
-        problems += steer(wanted)
+        problems += await steer(wanted)
         noteEarlierFilters(plan, uplinks + facts.overlays(excluding: deviceNames), &problems)
         for family in families.keys.sorted() where !unsettled.contains(family) {
             guard let backend else { break }

@@ -100,9 +100,11 @@ public actor NodeDashboard: DashboardSource {
 }
 
 extension ExportState {
-    /// Metrics of the export, while there is one.
+    /// Metrics of the export, from when there is one.
     func families() -> [MetricFamily] {
-        guard state != "off" || fileRecords + fileLost > 0 else { return [] }
+        guard state != "off" || statistics.records + statistics.lostRecords + fileRecords + fileLost > 0 else {
+            return []
+        }
         func family(_ name: String, _ kind: MetricFamily.Kind, _ help: String, _ value: some BinaryInteger)
             -> MetricFamily
         {

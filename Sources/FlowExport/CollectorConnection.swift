@@ -4,6 +4,7 @@ internal import Model
 internal import NIOCore
 internal import NIOPosix
 internal import NIOSSL
+internal import NIOTLS
 internal import Synchronization
 
 /// A transport session with a collector: a connected UDP socket, a TCP connection, TLS over one.
@@ -16,8 +17,11 @@ struct CollectorConnection: Sendable {
     /// What a channel has told of, since the last look.
     private final class Troubles: Sendable {
         private let state = Mutex<(count: Int, last: String)>((0, ""))
+        private let hands = Mutex(false)
 
         func note(_ error: any Error) { state.withLock { $0 = ($0.count + 1, "\(error)") } }
+        func shakeHands() { hands.withLock { $0 = true } }
+        var haveShakenHands: Bool { hands.withLock { $0 } }
         var last: String { state.withLock { $0.last } }
         func take() -> Int {
             state.withLock { state in
@@ -42,6 +46,11 @@ struct CollectorConnection: Sendable {
         func errorCaught(context: ChannelHandlerContext, error: any Error) {
             troubles.note(error)
             if !isDatagram { context.close(promise: nil) }
+        }
+
+        func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+            if case TLSUserEvent.handshakeCompleted = event { troubles.shakeHands() }
+            context.fireUserInboundEventTriggered(event)
         }
     }
 
@@ -69,7 +78,25 @@ struct CollectorConnection: Sendable {
                 try channel.pipeline.syncOperations.addHandler(Watch(troubles, isDatagram: false))
             }
         }.connect(host: collector.host, port: Int(collector.port)).get()
-        return Self(channel: channel, troubles: troubles, maximumLength: 16384)
+        let connection = Self(channel: channel, troubles: troubles, maximumLength: 16384)
+        if context != nil { try await connection.waitForHandshake() }
+        return connection
+    }
+
+    private func waitForHandshake() async throws {
+        let deadline = ContinuousClock.now + .seconds(5)
+        while !troubles.haveShakenHands {
+            guard channel.isActive, ContinuousClock.now < deadline else {
+                close()
+                throw NoHandshake(reason: lastTrouble.isEmpty ? "the other side says nothing" : lastTrouble)
+            }
+            try await Task.sleep(for: .milliseconds(10))
+        }
+    }
+
+    private struct NoHandshake: Error, CustomStringConvertible {
+        var reason: String
+        var description: String { "no TLS: \(reason)" }
     }
 
     private static func tls(_ settings: FlowExportSettings) throws -> TLSConfiguration {

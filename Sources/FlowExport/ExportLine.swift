@@ -19,7 +19,7 @@ struct ExportLine: Encodable {
     var bytes: UInt64
     var reversePackets: UInt64
     var reverseBytes: UInt64
-    /// `idle`, `active`, `end`, `forced`, `resources`.
+    /// `idle`, `active`, `end`, `forced`.
     var reason: String?
     /// With the counts since the flow began.
     var flow: Biflow?

@@ -15,13 +15,13 @@ public actor FlowExporter {
     private let logger: Logger
     private let domain: UInt32
     private let holder = ExportStateHolder()
-    private let file = LineFile()
+    private let file: LineFile
 
     private var settings = FlowExportSettings()
     /// Counts changes of them.
     private var version = 0
     private var ipfix: IPFIX
-    private var connection: (value: CollectorConnection, version: Int)?
+    private var connection: (value: CollectorConnection, version: Int, since: ContinuousClock.Instant)?
     private var queue: Deque<IPFIX.Encoded> = []
     private var queuedBytes = 0
     private var lastTemplates: ContinuousClock.Instant?
@@ -29,13 +29,21 @@ public actor FlowExporter {
     private var delay = firstDelay
     /// Records sent by this connection a moment ago.
     private var recent: [(at: ContinuousClock.Instant, count: Int)] = []
-    /// The collector has not refused what it was sent first.
+    /// The collector has not refused the templates, which it was sent first.
     private var isTried = false
 
     private let (wakes, wake) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
 
     static let firstDelay = Duration.milliseconds(500)
     static let lastDelay = Duration.seconds(10)
+    /// How long a collector may take to refuse us: with UDP by its "port unreachable", with TLS because of our certificate.
+    static func trial(_ transport: CollectorAddress.Transport) -> Duration {
+        switch transport {
+        case .udp: .milliseconds(20)
+        case .tcp: .milliseconds(50)
+        case .tls: .milliseconds(250)
+        }
+    }
     /// How long a collector may take to read what it was sent.
     static let doubt = Duration.seconds(2)
     /// How long a collector may take no bytes before its connection is closed.
@@ -49,6 +57,7 @@ public actor FlowExporter {
         self.node = node
         self.logger = logger
         domain = Self.domain(node)
+        file = LineFile(holder, logger: logger)
         ipfix = IPFIX(domain: domain, enterprise: nil, maximumLength: 1232)
     }
 
@@ -62,30 +71,32 @@ public actor FlowExporter {
 
     // MARK: Input
 
-    public func configure(_ new: FlowExportSettings) async {
+    public func configure(_ new: FlowExportSettings) {
         guard new != settings else { return }
+        let old = settings
         settings = new
         version += 1
         connection?.value.close()
-        await file.configure(path: new.file, limit: Int(new.fileLimit) << 20)
         if new.collector == nil { lose(queue.count, "the collector is not set any more") }
+        if new.enterpriseNumber != old.enterpriseNumber { lose(queue.count, "their template has changed") }
         (nextTry, delay) = (.now, Self.firstDelay)
         holder.change {
             $0.collector = new.collector?.description ?? ""
             $0.state = new.collector == nil ? "off" : "connecting"
             $0.reason = ""
+            if new.file.isEmpty { $0.fileReason = "" }
         }
         wake.yield()
     }
 
-    public func submit(_ records: [FlowRecord]) async {
+    public func submit(_ records: [FlowRecord]) {
         if settings.collector != nil { enqueue(records.map(ipfixForEncoding.encoded)) }
-        if !settings.file.isEmpty { await write(records.map { ExportLine($0, exporter: node) }) }
+        if !settings.file.isEmpty { write(records.map { ExportLine($0, exporter: node) }) }
     }
 
-    public func submit(_ records: [AggregateRecord]) async {
+    public func submit(_ records: [AggregateRecord]) {
         if settings.collector != nil { enqueue(records.map(ipfixForEncoding.encoded)) }
-        if !settings.file.isEmpty { await write(records.map { ExportLine($0, exporter: node) }) }
+        if !settings.file.isEmpty { write(records.map { ExportLine($0, exporter: node) }) }
     }
 
     /// Only its fields matter.
@@ -112,29 +123,12 @@ public actor FlowExporter {
         wake.yield()
     }
 
-    private func write(_ lines: [ExportLine]) async {
-        guard !settings.file.isEmpty, !lines.isEmpty else { return }
+    private func write(_ lines: [ExportLine]) {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        do {
-            var bytes: [UInt8] = []
-            for line in lines { bytes += try encoder.encode(line) + [0x0a] }
-            try await file.append(bytes)
-            holder.change {
-                $0.fileRecords += UInt64(lines.count)
-                $0.fileReason = ""
-            }
-        } catch {
-            let path = settings.file
-            if holder.value.fileReason.isEmpty {
-                logger.warning(
-                    "flow records cannot be written", metadata: ["file": "\(path)", "error": "\(error)"])
-            }
-            holder.change {
-                $0.fileLost += UInt64(lines.count)
-                $0.fileReason = "\(path): \(error)"
-            }
-        }
+        // Nothing in a line can be refused: texts, integers, truth values.
+        let encoded = lines.compactMap { line in (try? encoder.encode(line)).map { [UInt8]($0) + [0x0a] } }
+        file.offer(encoded, path: settings.file, limit: Int(settings.fileLimit) << 20)
     }
 
     /// Takes the oldest out of the queue, uncounted.
@@ -176,10 +170,14 @@ public actor FlowExporter {
     /// Sends what is left, for as long as that; what is left then is lost.
     public func finish(within limit: Duration = .seconds(2)) async {
         let deadline = ContinuousClock.now + limit
+        // A collector that was away is tried once more.
+        nextTry = .now
         while !queue.isEmpty, ContinuousClock.now < deadline, nextTry <= .now {
             await drain()
         }
         lose(queue.count, "the agent stops")
+        while !file.isDone, ContinuousClock.now < deadline { try? await Task.sleep(for: .milliseconds(10)) }
+        file.giveUp()
         connection?.value.close()
         connection = nil
     }
@@ -205,7 +203,9 @@ public actor FlowExporter {
         return ContinuousClock.now - lastTemplates >= .seconds(Int(settings.templateInterval))
     }
 
-    private func connect(_ collector: CollectorAddress) async -> (value: CollectorConnection, version: Int)? {
+    private func connect(_ collector: CollectorAddress) async -> (
+        value: CollectorConnection, version: Int, since: ContinuousClock.Instant
+    )? {
         if let connection {
             if connection.version == version, connection.value.isActive { return connection }
             if !connection.value.isActive { noteClosed(connection.value, collector) }
@@ -216,16 +216,16 @@ public actor FlowExporter {
         let tried = version
         do {
             let opened = try await CollectorConnection.open(settings, collector)
-            guard tried == version else {
+            guard tried == version, !Task.isCancelled else {
                 opened.close()
                 return nil
             }
             ipfix = IPFIX(
                 domain: domain, enterprise: settings.enterpriseNumber == 0 ? nil : settings.enterpriseNumber,
                 maximumLength: opened.maximumLength)
-            connection = (opened, tried)
+            connection = (opened, tried, .now)
             lastTemplates = nil
-            isTried = collector.transport != .udp
+            isTried = false
             return connection
         } catch {
             fail("\(error)")
@@ -243,19 +243,18 @@ public actor FlowExporter {
                 "collector": "\(collector)", "reason": "\(connection.lastTrouble)", "unconfirmed": "\(count)",
             ])
         holder.change { $0.unconfirmed += UInt64(count) }
-        if !connection.lastTrouble.isEmpty { fail(connection.lastTrouble) }
+        fail(connection.lastTrouble.isEmpty ? "it closes the connection" : connection.lastTrouble)
     }
 
     /// One burst. False: it went wrong, and is tried again later.
     private func sendSome(
         _ connection: CollectorConnection, _ collector: CollectorAddress, withTemplates: Bool
     ) async -> Bool {
-        // A collector that is not there is found out with one message.
-        let messages = isTried ? Self.burst.messages : 1
-        let room = messages * (connection.maximumLength - 100)
+        let room = Self.burst.messages * (connection.maximumLength - 100)
         var bytes = withTemplates ? 1000 : 0
         var count = 0
-        while count < queue.count, bytes + queue[count].bytes.count <= room || count == 0 {
+        // A collector that is not there, or does not want us, is found out with the templates: no record goes with them.
+        while isTried, count < queue.count, bytes + queue[count].bytes.count <= room || count == 0 {
             bytes += queue[count].bytes.count
             count += 1
         }
@@ -277,11 +276,11 @@ public actor FlowExporter {
             fail(connection.lastTrouble.isEmpty ? "\(error)" : connection.lastTrouble)
             return false
         }
-        if collector.transport == .udp {
-            try? await Task.sleep(for: isTried ? Self.burst.pause : .milliseconds(20))
-            if connection.takeTroubles() > 0 {
+        if collector.transport == .udp || !isTried {
+            try? await Task.sleep(for: isTried ? Self.burst.pause : Self.trial(collector.transport))
+            if connection.takeTroubles() > 0 || !connection.isActive {
                 lose(records, "nobody listens at \(collector)")
-                fail(connection.lastTrouble)
+                fail(connection.lastTrouble.isEmpty ? "it closes the connection" : connection.lastTrouble)
                 return false
             }
         }
@@ -290,7 +289,8 @@ public actor FlowExporter {
             recent.append((.now, records.count))
         }
         isTried = true
-        delay = Self.firstDelay
+        // One that takes us and closes again is not tried more often than one that is away.
+        if let since = self.connection?.since, ContinuousClock.now - since > Self.doubt { delay = Self.firstDelay }
         holder.change {
             if $0.state == "failing" || $0.state == "connecting" {
                 logger.info("flow records are exported", metadata: ["collector": "\(collector)"])

@@ -1,46 +1,158 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DequeModule
 internal import Foundation
+internal import Glibc
+internal import Logging
+internal import Synchronization
 internal import SystemDescriptors
-internal import SystemPackage
 
-/// Lines written to a file that is rotated by size, or to standard output. On a thread of its own: a slow disk
-/// holds up nobody.
+/// Lines written to a file that is rotated by size, or to standard output.
+///
+/// A slow disk, or a reader that has stopped, holds up nobody: what waits has a bound, and what is beyond it is
+/// counted as lost. All on a thread of its own, which the process does not wait for when it ends.
 actor LineFile {
+    /// Whole lines, how many they are, and where they go.
+    private struct Batch: Sendable {
+        var path: String
+        /// Bytes after which the file becomes `PATH.1`.
+        var limit: Int
+        var bytes: [UInt8]
+        var lines: Int
+    }
+
+    private struct Waiting {
+        var batches: Deque<Batch> = []
+        var bytes = 0
+        /// Somebody writes them.
+        var isServed = false
+    }
+
     private let queue = KernelQueue(label: "flow-export-file")
-    private var path = ""
-    /// Bytes after which the file becomes `PATH.1`.
-    private var limit = 100 << 20
-    private var size = 0
+    private let waiting = Mutex(Waiting())
+    private let holder: ExportStateHolder
+    private let logger: Logger
 
     /// Files that are kept beside the one that is written.
     static let kept = 5
+    /// Bytes that may wait.
+    static let queueLimit = 32 << 20
+    /// Bytes of one write.
+    static let chunk = 256 << 10
 
     nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
-    func configure(path: String, limit: Int) {
-        if path != self.path { size = -1 }
-        (self.path, self.limit) = (path, limit)
+    init(_ holder: ExportStateHolder, logger: Logger) {
+        self.holder = holder
+        self.logger = logger
     }
 
-    /// Appends whole lines, in one write.
-    func append(_ lines: [UInt8]) throws {
+    /// Has lines written soon, each with its end; does not wait. `limit`: bytes that the file may have.
+    nonisolated func offer(_ lines: [[UInt8]], path: String, limit: Int) {
+        var batch = Batch(path: path, limit: limit, bytes: [], lines: 0)
+        for line in lines {
+            if batch.lines > 0, batch.bytes.count + line.count > min(Self.chunk, limit) {
+                offer(batch)
+                (batch.bytes, batch.lines) = ([], 0)
+            }
+            batch.bytes += line
+            batch.lines += 1
+        }
+        if batch.lines > 0 { offer(batch) }
+    }
+
+    private nonisolated func offer(_ batch: Batch) {
+        let (fits, starts) = waiting.withLock { waiting -> (Bool, Bool) in
+            guard waiting.bytes + batch.bytes.count <= Self.queueLimit else { return (false, false) }
+            waiting.batches.append(batch)
+            waiting.bytes += batch.bytes.count
+            defer { waiting.isServed = true }
+            return (true, !waiting.isServed)
+        }
+        if !fits { lose(batch, "what was written before has not got there yet") }
+        // Nobody waits for it: a reader that has stopped would hold up the agent's end.
+        if starts { Task { await self.serve() } }
+    }
+
+    /// Nothing waits.
+    nonisolated var isDone: Bool { waiting.withLock { $0.bytes == 0 } }
+
+    private func serve() {
+        func next() -> Batch? {
+            waiting.withLock { waiting in
+                guard let batch = waiting.batches.popFirst() else {
+                    waiting.isServed = false
+                    return nil
+                }
+                return batch
+            }
+        }
+        while let batch = next() {
+            do {
+                try append(batch)
+                holder.change {
+                    $0.fileRecords += UInt64(batch.lines)
+                    $0.fileReason = ""
+                }
+            } catch {
+                lose(batch, "\(error)")
+            }
+            waiting.withLock { $0.bytes -= batch.bytes.count }
+        }
+    }
+
+    private nonisolated func lose(_ batch: Batch, _ reason: String) {
+        if holder.value.fileReason.isEmpty {
+            logger.warning(
+                "flow records cannot be written", metadata: ["file": "\(batch.path)", "reason": "\(reason)"])
+        }
+        holder.change {
+            $0.fileLost += UInt64(batch.lines)
+            $0.fileReason = "\(batch.path): \(reason)"
+        }
+    }
+
+    /// What waits is lost.
+    nonisolated func giveUp() {
+        let rest = waiting.withLock { waiting in
+            defer { waiting.batches = [] }
+            return waiting.batches
+        }
+        for batch in rest { lose(batch, "the agent stops") }
+    }
+
+    /// Appends whole lines, all or none.
+    private func append(_ batch: Batch) throws {
+        let (path, lines) = (batch.path, batch.bytes)
         if path == "-" {
             try FileHandle.standardOutput.write(contentsOf: Data(lines))
             return
         }
-        if size < 0 { size = (try? fileSize(path)) ?? 0 }
-        if size > 0, size + lines.count > limit { try rotate() }
-        let file = try openFile(path, flags: O_WRONLY | O_CREAT | O_APPEND, mode: 0o640)
-        try writeAll(file, lines)
-        size += lines.count
+        // Somebody else may have rotated or removed it, so it is opened each time. A pipe without a reader is refused.
+        let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
+        var file = try openFile(path, flags: flags, mode: 0o640)
+        guard var size = try regularSize(file) else { throw NotRegular() }
+        if size > 0, size + lines.count > batch.limit {
+            try rotate(path)
+            file = try openFile(path, flags: flags, mode: 0o640)
+            size = 0
+        }
+        do {
+            try writeAll(file, lines)
+        } catch {
+            try? truncate(file, to: size)
+            throw error
+        }
     }
 
-    private func rotate() throws {
+    private struct NotRegular: Error, CustomStringConvertible {
+        var description: String { "is no regular file; `-` is standard output" }
+    }
+
+    private func rotate(_ path: String) throws {
         for number in (1..<Self.kept).reversed() where fileExists("\(path).\(number)") {
             try renameFile("\(path).\(number)", "\(path).\(number + 1)")
         }
         try renameFile(path, "\(path).1")
-        size = 0
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-public import DataplaneMaps
+internal import DataplaneMaps
 internal import Model
 
 /// Decides when a biflow gets a record, and what it tells: of each flow the counts that no record has told yet.
@@ -64,25 +64,37 @@ public struct FlowCache: Sendable {
         var result: [Due] = []
         looks &+= 1
         for pair in gone {
-            let before = told.removeValue(forKey: pair.key) ?? Told(at: pair.first)
+            let before = before(pair)
+            told[pair.key] = nil
             if let due = due(pair, Self.isOver(pair) ? .end : .idle, before, now, wall) { result.append(due) }
         }
-        let most = limit == .max ? limit : result.count + limit
+        var waiting: [(pair: FlowPair, entry: Told, due: Due)] = []
         for pair in flows {
-            var entry = told[pair.key] ?? Told(at: pair.first)
+            var entry = before(pair)
             entry.look = looks
-            if result.count < most, let reason = reason(pair, entry, now, isLast),
-                let due = due(pair, reason, entry, now, wall)
-            {
-                result.append(due)
-                entry = Told(
-                    packets: pair.entry.packets, bytes: pair.entry.bytes, reversePackets: pair.reverse?.packets ?? 0,
-                    reverseBytes: pair.reverse?.bytes ?? 0, at: now, last: pair.last, look: looks)
-            }
             told[pair.key] = entry
+            if let reason = reason(pair, entry, now, isLast), let due = due(pair, reason, entry, now, wall) {
+                waiting.append((pair, entry, due))
+            }
+        }
+        // Who has waited longest comes first.
+        if waiting.count > limit { waiting.sort { $0.entry.at < $1.entry.at } }
+        for (pair, _, due) in waiting.prefix(limit) {
+            result.append(due)
+            told[pair.key] = Told(
+                packets: pair.entry.packets, bytes: pair.entry.bytes, reversePackets: pair.reverse?.packets ?? 0,
+                reverseBytes: pair.reverse?.bytes ?? 0, at: now, last: pair.last, look: looks)
         }
         if told.count > flows.count { told = told.filter { $0.value.look == looks } }
         return result
+    }
+
+    /// What was told of it; nothing, when that was of an earlier flow of the same key.
+    private func before(_ pair: FlowPair) -> Told {
+        guard let entry = told[pair.key], entry.last == 0 || pair.first <= entry.last else {
+            return Told(at: pair.first)
+        }
+        return entry
     }
 
     /// TCP has ended it.

@@ -55,9 +55,8 @@ public struct FlowPair: Sendable, Hashable {
         for (index, (key, entry)) in entries.enumerated() where !isDone[index] {
             isDone[index] = true
             let wanted = reversed(key)
-            let other = entries.indices.filter { !isDone[$0] && isSame(entries[$0].key, wanted) }
-                .min { entries[$0].key.interface < entries[$1].key.interface }
-            guard let other else {
+            // The eldest, so that a flow keeps its other direction also when that changes its device.
+            guard let other = entries.indices.first(where: { !isDone[$0] && isSame(entries[$0].key, wanted) }) else {
                 result.append(FlowPair(key, entry))
                 continue
             }

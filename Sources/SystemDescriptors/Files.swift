@@ -141,6 +141,19 @@ public func fileSize(_ path: String) throws(Errno) -> Int {
     return Int(information.st_size)
 }
 
+/// An open regular file's bytes; nil: it is something else, a pipe for instance.
+public func regularSize(_ descriptor: borrowing OwnedDescriptor) throws(Errno) -> Int? {
+    var information = stat()
+    guard unsafe fstat(descriptor.rawValue, &information) == 0 else { throw .current }
+    return information.st_mode & S_IFMT == S_IFREG ? Int(information.st_size) : nil
+}
+
+/// Cuts an open file.
+public func truncate(_ descriptor: borrowing OwnedDescriptor, to size: Int) throws(Errno) {
+    let number = descriptor.rawValue
+    try retryingInterrupts { ftruncate(number, off_t(size)) }
+}
+
 /// Whether something stands at a path.
 public func fileExists(_ path: String) -> Bool {
     unsafe access(path, F_OK) == 0

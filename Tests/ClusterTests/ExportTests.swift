@@ -42,12 +42,12 @@ struct ExportTests {
         #expect(result.streams.allSatisfy { $0.report.returned > 0 })
     }
 
-    private func metric(_ lab: Lab, _ name: String) async throws -> Double {
+    private func metric(_ lab: Lab, _ name: String, to: String = "collector") async throws -> Double {
         let socket = "/run/wgplane/http.sock"
         let text = try await Cluster.execute(
             lab, "node1", ["curl", "-s", "--unix-socket", socket, "http://node/metrics"]
         ).output
-        let names = ["\(name) ", "\(name){to=\"collector\"}"]
+        let names = ["\(name) ", "\(name){to=\"\(to)\"}"]
         let line = text.split(separator: "\n").first { line in names.contains { line.hasPrefix($0) } }
         // There is none before the exporter has heard of its settings.
         guard let value = line?.split(separator: " ").last.flatMap({ Double($0) }) else { throw NoMetric(name: name) }
@@ -84,7 +84,11 @@ struct ExportTests {
                     log: "\(folder)/nfcapd.log")
                 let capture = "\(folder)/export.pcap"
                 let tcpdump = try Collectors.start(
-                    lab, "underlay", ["tcpdump", "-i", "underlay", "-U", "-Z", "root", "-w", capture, "udp port 4739"],
+                    lab, "underlay",
+                    [
+                        "tcpdump", "-i", "underlay", "--immediate-mode", "-U", "-Z", "root", "-w", capture,
+                        "udp port 4739",
+                    ],
                     log: "\(folder)/tcpdump.log")
                 try await lab.wait("the collectors listen") {
                     let sockets = try await Cluster.execute(lab, "underlay", ["ss", "-lun"]).output
@@ -105,6 +109,11 @@ struct ExportTests {
                 }
                 let wanted = try await Collectors.settledFlows(lab, "node1")
                 try await told(lab, wanted, file)
+                // What the exporter has sent the capture may not have read yet.
+                try? await lab.wait("the capture has all") {
+                    let read = try await Collectors.tshark(capture)
+                    return wanted.allSatisfy { read[$0.key] == $0.value }
+                }
                 try await Collectors.end(lab, nfcapd)
                 try await Collectors.end(lab, tcpdump)
                 same(try await Collectors.nfdump(store), wanted, "nfdump")
@@ -238,11 +247,16 @@ struct ExportTests {
                         #expect(read[key] == counted, "\(key): \(String(describing: read[key])), \(counted)")
                     }
                 }
-                // UDP to a port that nobody has: each message is a loss, and counted.
+                // UDP to a port that nobody has: it is found out before a record goes.
                 try await configure(
                     lab, ["flowExportCollector": .string("udp://\(address):9"), "flowExportFile": .string(file)])
                 #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
-                try await lab.wait("the loss is counted", within: .seconds(20)) {
+                try await lab.wait("records wait", within: .seconds(20)) {
+                    try await metric(lab, "wgplane_export_queued_records") > 0
+                }
+                #expect(try await metric(lab, "wgplane_export_lost_records_total") == lost)
+                try await configure(lab, ["flowExportCollector": .null])
+                try await lab.wait("without a collector they are lost, and counted") {
                     try await metric(lab, "wgplane_export_lost_records_total") > lost
                 }
             }
@@ -272,18 +286,67 @@ struct ExportTests {
                     let echo = ["ping", "-c", "11", "-i", "0.02", "\(LabAddresses.pod(2, 1, .ipv4))"]
                     #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
                     try await lab.wait("\(level) has it", within: .seconds(20)) {
-                        let text = try String(contentsOfFile: file, encoding: .utf8)
-                        let sum = try text.split(separator: "\n").reduce(into: 0) { sum, line in
-                            let value = try JSONDecoder().decode(ManifestValue.self, from: Data(line.utf8))
-                            let pair = value["pair"]
-                            guard pair?["sourceNode"]?.text == "node1", pair?["destinationNode"]?.text == "node2",
-                                pair?["source"]?.text ?? "" == source, pair?["family"]?.text == "4"
-                            else { return }
-                            sum += Int(value["packets"]?.text ?? "") ?? 0
-                        }
-                        return sum == 11
+                        try packets(of: source, in: file) == 11
                     }
                 }
+                // Sums that are not due yet are told when the agent ends.
+                let file = "\(folder)/last.json"
+                try await Cluster.configure(
+                    lab,
+                    [
+                        "flowExportFile": .string(file), "flowExportAggregation": "PodPair",
+                        "flowExportActiveTimeout": "1h", "flowExportIdleTimeout": "1s",
+                    ], node: "node1")
+                let before = try await metric(lab, "wgplane_export_records_total", to: "file")
+                let echo = ["ping", "-c", "13", "-i", "0.02", "\(LabAddresses.pod(2, 1, .ipv4))"]
+                #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
+                try await lab.wait("the flow is over") {
+                    try await !Collectors.flows(lab, "node1").keys.contains { $0.hasPrefix("1 ") }
+                }
+                #expect(try await metric(lab, "wgplane_export_records_total", to: "file") == before)
+                try await lab.stopAgent("node1", signal: 15)
+                #expect(try packets(of: "node1-pod1", in: file) == 13)
+            }
+        }
+    }
+
+    /// What lines of pairs tell of packets of IPv4 from there to the other node.
+    private func packets(of source: String, in file: String) throws -> Int {
+        let text = try String(contentsOfFile: file, encoding: .utf8)
+        return try text.split(separator: "\n").reduce(into: 0) { sum, line in
+            let value = try JSONDecoder().decode(ManifestValue.self, from: Data(line.utf8))
+            let pair = value["pair"]
+            guard pair?["sourceNode"]?.text == "node1", pair?["destinationNode"]?.text == "node2",
+                pair?["source"]?.text ?? "" == source, pair?["family"]?.text == "4"
+            else { return }
+            sum += Int(value["packets"]?.text ?? "") ?? 0
+        }
+    }
+
+    @Test("a file that takes nothing is told of, and holds up neither flows nor the agent's end")
+    func pipe() async throws {
+        try await inFolder { folder in
+            try await Cluster.run { lab in
+                let pipe = "\(folder)/pipe"
+                _ = try await Collectors.run(["mkfifo", pipe])
+                try await configure(lab, ["flowExportFile": .string(pipe)])
+                let echo = ["ping", "-c", "3", "-i", "0.02", "\(LabAddresses.pod(2, 1, .ipv4))"]
+                #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
+                try await lab.wait("a pipe without a reader is told of", within: .seconds(20)) {
+                    try await metric(lab, "wgplane_export_lost_records_total", to: "file") > 0
+                }
+                try await lab.wait("status tells of it") {
+                    lab.status("node1")?.problems.contains { $0.field == "spec.flowExportFile" && $0.value == pipe }
+                        ?? false
+                }
+                // With a reader that never reads.
+                let reader = try Collectors.start(
+                    lab, "underlay", ["sh", "-c", "exec sleep 600 < \(pipe)"], log: "/dev/null")
+                #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
+                let began = ContinuousClock.now
+                try await lab.stopAgent("node1", signal: 15)
+                #expect(ContinuousClock.now - began < .seconds(8))
+                reader.signal(15)
             }
         }
     }

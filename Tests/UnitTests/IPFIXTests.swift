@@ -281,6 +281,28 @@ struct IPFIXTests {
             counts.append(new.count)
         }
         #expect(counts == [110, 60, 30, 0, 0])
+        // Who has waited longest comes first: all flows have a packet more at each look.
+        var told: [FlowKey: Int] = [:]
+        for round in 0..<9 {
+            let now = (300 + 60 * UInt64(round)) * second
+            var busy = flows
+            for index in busy.indices { busy[index].entry = entry(UInt64(round) + 5, 100 * second, now - second) }
+            for due in cache.records(busy, now: now, wall: 1, limit: 70) { told[due.pair.key, default: 0] += 1 }
+        }
+        #expect(told.count == 200 && told.values.allSatisfy { $0 >= 3 }, "\(told.values.sorted())")
+    }
+
+    @Test("a flow that is made anew under an old key is told of from its beginning")
+    func again() throws {
+        let second = Self.second
+        let name = try key("10.48.1.1", "10.48.2.9", 17)
+        var cache = FlowCache()
+        let old = FlowPair(name, entry(10, 100 * second, 101 * second))
+        #expect(cache.records([old], now: 150 * second, wall: 1).map(\.packets) == [10])
+        var next = FlowCache()
+        next.remember(cache.memory)
+        let new = FlowPair(name, entry(12, 160 * second, 161 * second))
+        #expect(next.records([new], now: 200 * second, wall: 1).map(\.packets) == [12])
     }
 
     @Test("directions of a flow find each other, whatever their devices; the one that began first is forward")
@@ -305,5 +327,13 @@ struct IPFIXTests {
         #expect(pairs.map(\.entry.packets) == [3, 4, 5])
         #expect(pairs[0].reverseKey == answer && pairs[1].reverseKey == nil && pairs[2].reverseKey == back)
         #expect(pairs[2].bytes == 700 && pairs[2].first == 3 * second)
+        // Answers come by another device from now on, one of a lower number: the pair stays what it was.
+        var moved = back
+        moved.interface = 2
+        let after = FlowPair.pairs([
+            (moved, entry(9, 8 * second, 9 * second)), (back, entry(2, 4 * second, 6 * second)),
+            (there, entry(6, 3 * second, 9 * second)),
+        ])
+        #expect(after.contains { $0.key == there && $0.reverseKey == back } && after.contains { $0.key == moved })
     }
 }
