@@ -76,6 +76,7 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
+	w->verdict.slot = 0;
 	return wgp_traced(skb, WGP_HOOK_FROM_POD, decide(skb, w, cfg));
 }
 

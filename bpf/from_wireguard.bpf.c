@@ -53,6 +53,17 @@ static __always_inline __u32 account(struct __sk_buff *skb, const struct wgp_pac
 	return flags;
 }
 
+/* All that WireGuard has counted, also what nobody can read. */
+static __always_inline void count(const struct __sk_buff *skb, const struct wgp_packet *p,
+				  const struct wgp_config *cfg, int is_parsed)
+{
+	__u32 index = skb->protocol == bpf_htons(ETH_P_IPV6) ? WGP_TUNNEL_IN6 : WGP_TUNNEL_IN4;
+
+	wgp_tunnel_count(skb, cfg, index, skb->len,
+			 is_parsed ? p->payload_offset - p->network_offset : 0,
+			 is_parsed && p->protocol == IPPROTO_TCP, 0);
+}
+
 static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
 				  const struct wgp_config *cfg)
 {
@@ -62,13 +73,13 @@ static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
 	int parsed;
 
 	parsed = wgp_parse(skb);
+	if (cfg)
+		count(skb, p, cfg, !parsed);
 	if (parsed)
 		return wgp_unparsed(skb, w, NULL, WGP_HOOK_FROM_WIREGUARD, parsed);
 	if (!cfg)
 		return WGP_PASS;
 	wgp_count(p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DECRYPTED);
-	wgp_tunnel_count(skb, cfg, p->family == 6 ? WGP_TUNNEL_IN6 : WGP_TUNNEL_IN4, skb->len,
-			 p->payload_offset - p->network_offset, 0);
 	local = wgp_local(p->family, &p->destination);
 	if (local && local->kind == WGP_LOCAL_TUNNEL) {
 		int result = wgp_is_icmp_error(p) ? wgp_error_in(skb) : wgp_masquerade_in(skb);

@@ -104,6 +104,7 @@ int to_uplink(struct __sk_buff *skb)
 
 	if (!w || wgp_is_inert(cfg))
 		return WGP_PASS;
+	w->verdict.slot = 0;
 	return wgp_traced(skb, WGP_HOOK_TO_UPLINK, decide(skb, w, cfg));
 }
 

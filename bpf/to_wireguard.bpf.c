@@ -25,11 +25,14 @@ static __always_inline void count(struct __sk_buff *skb, struct wgp_work *w,
 {
 	__u32 index = skb->protocol == bpf_htons(ETH_P_IPV6) ? WGP_TUNNEL_OUT6 : WGP_TUNNEL_OUT4;
 	__u32 header = 0;
+	int is_tcp = 0;
 
-	if (skb->gso_size && !wgp_parse(skb))
+	if (skb->gso_size && !wgp_parse(skb)) {
 		header = w->packet.payload_offset - w->packet.network_offset;
+		is_tcp = w->packet.protocol == IPPROTO_TCP;
+	}
 	/* What a pod's device has redirected has no route, whose MTU could be another. */
-	wgp_tunnel_count(skb, cfg, index, skb->len, header,
+	wgp_tunnel_count(skb, cfg, index, skb->len, header, is_tcp,
 			 (cfg->flags & WGP_CONFIG_DIRECT) &&
 				 (mark & (WGP_MARK_COUNTED | WGP_MARK_HOST)) == WGP_MARK_COUNTED);
 }

@@ -5,6 +5,7 @@ public import Flows
 internal import Foundation
 internal import Logging
 internal import Model
+internal import Netlink
 internal import Synchronization
 internal import SystemDescriptors
 internal import WireGuard
@@ -21,15 +22,24 @@ public struct NodeAudit: Sendable {
         let report = try view.report()
         let before = try counts(maps)
         var transfers: [AddressFamily: [PublicKey: TunnelAudit.Transfer]] = [:]
+        var devices: [AddressFamily: TunnelAudit.Device] = [:]
+        let route = try? RouteSession()
         for family in AddressFamily.allCases {
-            guard let name = report[family]?.device, let (_, state) = try view.device(name) else { continue }
+            guard let name = report[family]?.device, let (backend, state) = try view.device(name) else { continue }
             transfers[family] = state.peers.mapValues {
-                TunnelAudit.Transfer(received: $0.receivedBytes, sent: $0.sentBytes)
+                TunnelAudit.Transfer(
+                    received: $0.receivedBytes, sent: $0.sentBytes, handshake: Int64($0.lastHandshake ?? 0))
+            }
+            // After WireGuard's own counters: what is dropped in between is a packet too much, not one too few.
+            if let unsent = try? route?.unsent(named: name), let link = try? route?.link(named: name) {
+                devices[family] = TunnelAudit.Device(
+                    isUserspace: backend != .kernel, mtu: link.mtu, dropped: unsent.dropped, errors: unsent.errors)
             }
         }
         let steered = try maps.counters.total(.tunnelled)
         return TunnelAudit.Sample(
-            time: view.monotonic, before: before, after: try counts(maps), transfers: transfers, steered: steered)
+            time: view.monotonic, before: before, after: try counts(maps), transfers: transfers, devices: devices,
+            wall: Int64(view.date.timeIntervalSince1970), steered: steered)
     }
 
     private func counts(_ maps: NodeMaps) throws -> [TunnelAudit.Way: TunnelCount] {

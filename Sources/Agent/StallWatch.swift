@@ -40,8 +40,6 @@ struct StallWatch: Sendable {
     static let keepAlives: UInt64 = 96
     /// How long a stalled peer must have been silent, in seconds.
     static let patience = 30.0
-    /// A handshake older than this is none (WireGuard's REJECT_AFTER_TIME), in seconds.
-    static let handshakeLife: Int64 = 180
 
     /// `now`: CLOCK_MONOTONIC in nanoseconds.
     mutating func look(_ peers: [Peer], now: UInt64) -> [Stall] {
@@ -60,7 +58,7 @@ struct StallWatch: Sendable {
             }
             next[name] = silence
             let seconds = Double(now - min(now, silence.since)) / 1e9
-            if silence.isSentTo, seconds >= Self.patience, peer.handshakeAge ?? .max > Self.handshakeLife {
+            if silence.isSentTo, seconds >= Self.patience, peer.handshakeAge ?? .max > TunnelAudit.handshakeLife {
                 stalls.append(
                     Stall(
                         family: peer.family, node: peer.node, seconds: Int(seconds), handshakeAge: peer.handshakeAge))

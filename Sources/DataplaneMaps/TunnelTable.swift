@@ -12,7 +12,7 @@ public struct TunnelCount: Sendable, Hashable, Codable {
     public var bytes: UInt64 = 0
     /// Of the data messages that carry them, as WireGuard's transfer counters have them.
     public var messageBytes: UInt64 = 0
-    /// Bytes of padding that there may be beside.
+    /// Bytes of padding and of repeated headers that there may be beside.
     public var slack: UInt64 = 0
 }
 

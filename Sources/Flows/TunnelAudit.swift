@@ -12,10 +12,37 @@ public struct TunnelAudit: Sendable {
     public struct Transfer: Sendable, Hashable, Codable {
         public var received: UInt64
         public var sent: UInt64
+        /// Unix time in seconds of the last handshake; 0: there was none.
+        public var handshake: Int64
 
-        public init(received: UInt64, sent: UInt64) {
+        public init(received: UInt64, sent: UInt64, handshake: Int64 = 0) {
             self.received = received
             self.sent = sent
+            self.handshake = handshake
+        }
+
+        /// Whether it was asked for a handshake and had no session for a while up to `wall`: what was sent to it
+        /// meanwhile has waited, or was dropped.
+        func hasWaited(since before: Transfer, wall: Int64) -> Bool {
+            guard sent != before.sent else { return false }
+            let end = handshake == before.handshake ? wall : handshake
+            return before.handshake == 0 || end - before.handshake > handshakeLife
+        }
+    }
+
+    /// A WireGuard device at a look.
+    public struct Device: Sendable, Hashable {
+        public var isUserspace: Bool
+        public var mtu: UInt32
+        /// Packets that it has dropped, or had no peer or endpoint for.
+        public var dropped: UInt64
+        public var errors: UInt64
+
+        public init(isUserspace: Bool, mtu: UInt32, dropped: UInt64, errors: UInt64) {
+            self.isUserspace = isUserspace
+            self.mtu = mtu
+            self.dropped = dropped
+            self.errors = errors
         }
     }
 
@@ -27,13 +54,20 @@ public struct TunnelAudit: Sendable {
         public var before: [Way: TunnelCount]
         public var after: [Way: TunnelCount]
         public var transfers: [AddressFamily: [PublicKey: Transfer]]
+        /// As far as it could be looked at.
+        public var devices: [AddressFamily: Device]
+        /// Unix time in seconds.
+        public var wall: Int64
         /// Packets and bytes that hooks have sent to the devices, both families.
         public var steered: CounterValue
 
         public init(
             time: UInt64, before: [Way: TunnelCount], after: [Way: TunnelCount],
-            transfers: [AddressFamily: [PublicKey: Transfer]], steered: CounterValue
+            transfers: [AddressFamily: [PublicKey: Transfer]], devices: [AddressFamily: Device] = [:], wall: Int64 = 0,
+            steered: CounterValue
         ) {
+            self.devices = devices
+            self.wall = wall
             self.time = time
             self.before = before
             self.after = after
@@ -62,7 +96,8 @@ public struct TunnelAudit: Sendable {
         case missing
         /// The other way round.
         case surplus
-        /// Peers came or went meanwhile, and took their counters along.
+        /// Peers went meanwhile, and took their counters along; or a device that tells less than the kernel's has
+        /// dropped what was sent to a peer that did not answer.
         case unknown
     }
 
@@ -78,7 +113,7 @@ public struct TunnelAudit: Sendable {
         public var expectedHigh: UInt64
         /// As WireGuard has.
         public var measured: UInt64
-        /// Bytes that handshakes, keep-alives and what is on its way may make.
+        /// Bytes that handshakes, keep-alives, what is on its way and what the device tells of having dropped may make.
         public var allowance: UInt64
         /// Of the expected; negative: WireGuard has less. 0 within low and high.
         public var difference: Double
@@ -91,6 +126,11 @@ public struct TunnelAudit: Sendable {
     static let inFlight = (bytes: 16_384.0, seconds: 0.005)
     /// Of handshakes and keep-alives, per peer: at once, and each second.
     static let overhead = (once: 1024.0, perSecond: 64.0)
+    /// Seconds that a session lasts without another handshake (REJECT_AFTER_TIME; WireGuard, section 6.1).
+    public static let handshakeLife: Int64 = 180
+    /// Packets that may wait for a peer's handshake (MAX_STAGED_PACKETS), and bytes that one may have before it is cut
+    /// into segments.
+    static let staged = (packets: 128.0, bytes: 65_568.0)
 
     public static func findings(from first: Sample, to second: Sample) -> [Finding] {
         let ways = Set(first.before.keys).intersection(second.before.keys).sorted()
@@ -118,7 +158,8 @@ public struct TunnelAudit: Sendable {
         let expected = max(Double(low), 1)
         let overhead = Double(new.count) * (Self.overhead.once + seconds * Self.overhead.perSecond)
         let queued = inFlight.bytes + expected / max(seconds, 0.1) * inFlight.seconds
-        let allowance = UInt64(queued + overhead)
+        let unsent = way.direction == .out ? unsent(way.family, first, second) : (bytes: 0, isKnown: true)
+        let allowance = UInt64(queued + overhead + unsent.bytes)
         let difference =
             measured < low
             ? -Double(low - measured) / expected : measured > high ? Double(measured - high) / expected : 0
@@ -128,12 +169,34 @@ public struct TunnelAudit: Sendable {
             verdict = .unknown
         } else if excess > expected * tolerance {
             verdict = (difference < 0) == (way.direction == .out) ? .missing : .surplus
+            if verdict == .missing, !unsent.isKnown { verdict = .unknown }
         }
         return Finding(
             direction: way.direction, family: way.family.description,
             packets: since(secondBefore.packets, firstBefore.packets),
             bytes: since(secondBefore.bytes, firstBefore.bytes), expectedLow: low, expectedHigh: high,
             measured: measured, allowance: allowance, difference: difference, verdict: verdict)
+    }
+
+    /// Bytes of what a device was given and has not sent, at most: it waits for handshakes, or was dropped there, and
+    /// the device says so.
+    private static func unsent(
+        _ family: AddressFamily, _ first: Sample, _ second: Sample
+    ) -> (bytes: Double, isKnown: Bool) {
+        let waiting = (second.transfers[family] ?? [:]).filter { key, transfer in
+            let before = first.transfers[family]?[key] ?? Transfer(received: 0, sent: 0)
+            return transfer.hasWaited(since: before, wall: second.wall)
+        }
+        guard let device = second.devices[family], let before = first.devices[family] else {
+            return (0, waiting.isEmpty)
+        }
+        let packet = Double(device.mtu) + 48
+        let dropped = Double(device.dropped - min(before.dropped, device.dropped))
+        let errors = Double(device.errors - min(before.errors, device.errors))
+        return (
+            Double(waiting.count) * staged.packets * packet + dropped * (device.isUserspace ? staged.bytes : packet)
+                + errors * staged.bytes, waiting.isEmpty || !device.isUserspace
+        )
     }
 
     /// Packets that hooks have sent to a device and that have not come there; negative: others send there, too.

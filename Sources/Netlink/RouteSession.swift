@@ -93,6 +93,24 @@ public final class RouteSession {
         }
     }
 
+    /// Packets that a device has not sent since it was made: dropped ones, and those that it had no way for
+    /// (tx_dropped and tx_errors of struct rtnl_link_stats64, linux/if_link.h). Nil: there is no such device.
+    public func unsent(named name: String) throws(NetlinkError) -> (dropped: UInt64, errors: UInt64)? {
+        var payload = NetlinkPayload(ifinfomsg())
+        payload.attribute(IFLA_IFNAME, text: name)
+        do {
+            let answer = try session.request(
+                "read counters of device \(name)", type: RTM_GETLINK, dump: false, payload)
+            let attributes = answer.first.flatMap { $0.parse(ifinfomsg.self) }?.1
+            guard let attribute = attributes?.first(where: { $0.type == Int(IFLA_STATS64) }) else { return nil }
+            func number(_ index: Int) -> UInt64 { attribute.payload.dropFirst(8 * index).value() ?? 0 }
+            return (number(7), number(5))
+        } catch {
+            if error.errno == ENODEV { return nil }
+            throw error
+        }
+    }
+
     private static func link(_ message: NetlinkMessage) -> Link? {
         guard Int(message.type) == RTM_NEWLINK, let (header, attributes) = message.parse(ifinfomsg.self) else {
             return nil

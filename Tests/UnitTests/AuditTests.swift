@@ -24,7 +24,8 @@ struct AuditTests {
         var transfers: [PublicKey: TunnelAudit.Transfer] = [:]
         for number in 0..<peers {
             let key = try #require(PublicKey(bytes: [UInt8](repeating: UInt8(number + 1), count: 32)))
-            transfers[key] = .init(received: number == 0 ? received : 0, sent: number == 0 ? sent : 0)
+            transfers[key] = .init(
+                received: number == 0 ? received : 0, sent: number == 0 ? sent : 0, handshake: 1)
         }
         return TunnelAudit.Sample(
             time: seconds * 1_000_000_000, before: [out: count(messages), back: count(messages)],
@@ -65,6 +66,37 @@ struct AuditTests {
         #expect(verdicts(start, try sample(9, messages: 9000, sent: 9000)) == [.unknown, .unknown])
         let later = try sample(9, messages: 90_000_000, sent: 400, received: 0, peers: 2)
         #expect(verdicts(start, later).first == .unknown)
+    }
+
+    @Test(
+        "what a peer without a session makes WireGuard drop is no theft, where the device says so; wireguard-go does not"
+    )
+    func lapsed() throws {
+        // No handshake at all; one that has lapsed meanwhile; one that has lapsed and come back; a session that holds.
+        let cases: [(before: Int64, after: Int64, waits: Bool)] = [
+            (0, 0, true), (900, 900, true), (900, 1090, true), (990, 990, false), (990, 1050, false),
+        ]
+        let total: UInt64 = 10_000_000
+        for isUserspace in [false, true] {
+            for (before, after, waits) in cases {
+                for dropped: UInt64 in [0, 200] {
+                    var start = try sample(0, messages: 0, sent: 1000)
+                    var end = try sample(60, messages: total, sent: total - 300_000)
+                    (start.wall, end.wall) = (1030, 1090)
+                    for (key, _) in start.transfers[.ipv4] ?? [:] {
+                        start.transfers[.ipv4]?[key]?.handshake = before
+                        end.transfers[.ipv4]?[key]?.handshake = after
+                    }
+                    let device = TunnelAudit.Device(isUserspace: isUserspace, mtu: 1420, dropped: 5, errors: 0)
+                    (start.devices[.ipv4], end.devices[.ipv4]) = (device, device)
+                    end.devices[.ipv4]?.dropped += dropped
+                    // 128 wait at most, so 100,000 bytes are dropped ones.
+                    let wanted: TunnelAudit.Verdict =
+                        dropped > 0 ? .closed : waits && isUserspace ? .unknown : .missing
+                    #expect(verdicts(start, end).first == wanted, "\(isUserspace) \(before) \(after) \(dropped)")
+                }
+            }
+        }
     }
 
     @Test("packets that were sent to a device and have not come there")

@@ -224,7 +224,7 @@ struct wgp_tunnel_count {
 	__u64 packets; /* segments */
 	__u64 bytes; /* of IP */
 	__u64 message_bytes; /* of the data messages that carry them, as WireGuard counts them */
-	__u64 slack; /* bytes of padding that there may be beside */
+	__u64 slack; /* bytes of padding and of repeated headers that there may be beside */
 };
 
 /* A data message's header and tag (WireGuard, section 5.4.6), and what its content is padded to. */

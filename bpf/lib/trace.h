@@ -100,7 +100,8 @@ static __always_inline int wgp_is_tracing(void)
 {
 	const struct wgp_event_control *control = wgp_listeners();
 
-	return control && control->traces_until_ns;
+	/* The clock is asked only while somebody listens, or one that was killed has left its time. */
+	return control && control->traces_until_ns && wgp_now() < control->traces_until_ns;
 }
 
 /* At a hook's end: tells who listens, and returns the verdict. */
