@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DataplaneMaps
+internal import Datastore
+internal import DesiredState
 internal import FlowExport
 internal import Flows
 internal import Foundation
@@ -179,8 +181,9 @@ extension NodeController {
     func flowNames() -> FlowKeeper.Names {
         guard let snapshot else { return FlowKeeper.Names() }
         if let lastNames, lastNames.version == snapshotVersion { return lastNames.names }
+        let cluster = ClusterState(Array(snapshot.manifests.values))
         let names = FlowKeeper.Names(
-            addresses: NodeView.addressNames(snapshot), workloads: NodeView.workloadNames(snapshot))
+            addresses: NodeView.addressNames(cluster), workloads: NodeView.workloadNames(cluster))
         lastNames = (snapshotVersion, names)
         return names
     }

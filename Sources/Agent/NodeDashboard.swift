@@ -17,6 +17,9 @@ public actor NodeDashboard: DashboardSource {
     /// Of the running agent; nil: looked at from outside.
     private let agent: Agent?
 
+    /// Many who ask at once are told the same.
+    private var lastMetrics: (at: ContinuousClock.Instant, families: [MetricFamily])?
+
     /// Flows that are looked at one by one.
     static let flowLimit = 5000
 
@@ -38,10 +41,13 @@ public actor NodeDashboard: DashboardSource {
 
     public func metrics(_ format: MetricText, node: String?) async throws -> String? {
         guard node == nil || node == title else { return nil }
+        let now = ContinuousClock.now
+        if let lastMetrics, now - lastMetrics.at < .seconds(1) { return format.render(lastMetrics.families) }
         var families = NodeMetrics(view, agent: agent?.statistics).families()
         if let agent {
             families += agent.exporter.state.families() + agent.audit.result.families(try? view.report())
         }
+        lastMetrics = (now, families)
         return format.render(families)
     }
 

@@ -177,9 +177,9 @@ public struct NodeView: Sendable {
     }
 
     /// Names of pods' workloads by address: the controller that has made the pod, `namespace/kind/name`.
-    static func workloadNames(_ snapshot: Snapshot) -> [IPAddress: String] {
+    static func workloadNames(_ cluster: ClusterState) -> [IPAddress: String] {
         var names: [IPAddress: String] = [:]
-        for pod in ClusterState(Array(snapshot.manifests.values)).pods
+        for pod in cluster.pods
         where !pod.isHostNetwork && !pod.isFinished && !pod.workload.isEmpty {
             for address in pod.addresses { names[address] = "\(pod.namespace)/\(pod.workload)" }
         }
@@ -188,7 +188,10 @@ public struct NodeView: Sendable {
 
     /// Names of pods and nodes by address, from a snapshot.
     public static func addressNames(_ snapshot: Snapshot) -> [IPAddress: String] {
-        let cluster = ClusterState(Array(snapshot.manifests.values))
+        addressNames(ClusterState(Array(snapshot.manifests.values)))
+    }
+
+    static func addressNames(_ cluster: ClusterState) -> [IPAddress: String] {
         var names: [IPAddress: String] = [:]
         for node in cluster.nodes.values {
             for address in node.addresses.values { names[address] = node.name }

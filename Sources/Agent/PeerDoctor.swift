@@ -212,7 +212,8 @@ public struct PeerDoctor: Sendable {
         )
         let received = after.received - min(before.received, after.received)
         course.note(
-            "answer received", received > 0, "WireGuard has received \(received) bytes from \(node.name)",
+            "answer received", answers > 0 || Self.hasAnswered(before.received, after.received),
+            "WireGuard has received \(received) bytes from \(node.name)",
             "no UDP comes back: check firewalls and security groups between the nodes for UDP port \(node.listeningPorts[family] ?? told.listeningPort), and run `wgplane doctor --peer \(view.node)` on \(node.name)"
         )
         if report.mode == "ebpf", answers > 0 { hook(.fromWireGuard, seen, "decrypted", nil, target, &course) }
@@ -237,12 +238,22 @@ public struct PeerDoctor: Sendable {
         sleepMicroseconds(50_000)
         let deadline = monotonicNanoseconds() + 12_000_000_000
         var now = try transfer(node, family, told)
-        while now.sent > before.sent, now.received <= before.received, monotonicNanoseconds() < deadline {
+        while now.sent > before.sent, !Self.hasAnswered(before.received, now.received),
+            monotonicNanoseconds() < deadline
+        {
             sleepMicroseconds(100_000)
             now = try transfer(node, family, told)
         }
         return now
     }
+
+    /// Its own initiations of handshakes do not say that the peer hears us.
+    private static func hasAnswered(_ before: UInt64, _ after: UInt64) -> Bool {
+        after > before && (after - before) % initiation != 0
+    }
+
+    /// Bytes of a handshake's initiation (WireGuard, section 5.4.2).
+    private static let initiation: UInt64 = 148
 
     private func hook(
         _ hook: Hook, _ seen: [Hook: [TraceEvent]], _ step: String, _ wanted: TraceEvent.Verdict?,

@@ -97,7 +97,9 @@ public protocol AnyMap: Sendable {
 
 extension BPFMap: AnyMap {
     public func count() throws(BPFError) -> Int {
-        information.typeName.hasSuffix("array") ? try image().entries.count : try keys().count
+        if information.typeName.hasSuffix("array") { return try image().entries.count }
+        // Batches are far cheaper than a call for each key.
+        return information.isPerCPU ? try keys().count : try entries().count
     }
 }
 

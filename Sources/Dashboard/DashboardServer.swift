@@ -34,11 +34,16 @@ public struct DashboardListener: Sendable, Hashable {
         guard !settings.tokenFile.isEmpty else { return }
         let text = try String(contentsOfFile: settings.tokenFile, encoding: .utf8)
             .trimmingCharacters(in: .whitespacesAndNewlines)
-        guard text.utf8.count >= 16 else {
+        // What a cookie may have (RFC 6265, section 4.1.1).
+        let isPlain = text.utf8.allSatisfy { (0x21...0x7e).contains($0) && !"\",;\\".utf8.contains($0) }
+        guard text.utf8.count >= 16, isPlain else {
             throw ProblemsError(
                 Problem(
                     resource: "DataplaneConfiguration", field: "spec.dashboardTokenFile", value: settings.tokenFile,
-                    message: "holds no token of 16 characters or more", remedy: "write a random one into it"))
+                    message: isPlain
+                        ? "holds no token of 16 characters or more"
+                        : "holds a token with a space, quote, comma, semicolon, backslash or a character beyond ASCII",
+                    remedy: "write a random one into it, as `openssl rand -hex 32` makes them"))
         }
         token = text
     }

@@ -33,6 +33,11 @@ struct ExplainCommand: AsyncParsableCommand {
     @OptionGroup var datastore: DatastoreOptions
     @OptionGroup var output: OutputOptions
 
+    func validate() throws {
+        if seconds < 0 { throw ValidationError("--seconds: 0 means without end; use that or more") }
+        if seconds > 0, !trace { throw ValidationError("--seconds belongs to --trace") }
+    }
+
     func run() async throws {
         let view = try trace ? view.liveView("--trace") : view.view()
         let names = await view.names(try datastore.open())

@@ -26,7 +26,11 @@ struct OpenCommand: ParsableCommand {
                     remedy: "start it with `wgplane agent`; `wgplane status` and `wgplane flows` work without"))
         }
         if socket { return print(view.options.dashboardSocket) }
-        let settings = try view.report().dashboard
+        let report = try view.report()
+        if let problem = report.problems.first(where: { $0.field == "spec.dashboardAddress" }) {
+            throw ProblemsError(problem)
+        }
+        let settings = report.dashboard
         guard !settings.address.isEmpty else {
             throw ProblemsError(
                 Problem(
