@@ -56,6 +56,13 @@ func userspaceOverflows(_ lab: Lab) async throws -> Int {
     return sum
 }
 
+/// No datagram is missing but those that a wireguard-go that got no processor has let overflow.
+func expectNoLoss(_ result: Traffic.Result, _ lab: Lab) async throws {
+    let overflows = try await userspaceOverflows(lab)
+    let lost = result.datagrams.reduce(0) { $0 + $1.report.lost }
+    #expect(lost <= overflows, "\(result.summary); \(overflows) overflows of wireguard-go")
+}
+
 /// Numbered datagrams and streams between all pods of a lab, until stopped.
 final class Traffic: Sendable {
     struct Result: Sendable {

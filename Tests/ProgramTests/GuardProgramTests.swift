@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import BPF
+import Foundation
 import DataplaneMaps
 import Model
 import SystemDescriptors
@@ -197,10 +198,14 @@ struct GuardProgramTests {
         try change(harness) { $0.ipv4?.mtu = 600 }
         var packet = PacketBuilder("10.48.1.1", "10.48.2.1").udp(1, 2, payload: [UInt8](repeating: 7, count: 700))
         packet.fragment = 0x4000
+        let began = ContinuousClock.now
         for _ in 0..<2000 { _ = try harness.run(.fromPod, packet) }
-        let quiet = try harness.count(.fromPod, .dropTooBigQuiet)
-        #expect(quiet > 0 && quiet < 2000)
-        #expect(try harness.count(.fromPod, .dropTooBig) + quiet == 2000)
+        let tenths = Int((ContinuousClock.now - began) / .milliseconds(100))
+        let answered = try harness.count(.fromPod, .dropTooBig)
+        // A hundred in a tenth of a second, by each processor; what a slow machine sends may all be answered.
+        let limit = 100 * (tenths + 2) * ProcessInfo.processInfo.activeProcessorCount
+        #expect(answered >= 100 && answered <= limit, "\(answered) in \(tenths) tenths of a second")
+        #expect(try harness.count(.fromPod, .dropTooBigQuiet) + answered == 2000)
     }
 
     @Test("the last hop is the stack's to tell", arguments: Addresses.both)

@@ -18,6 +18,9 @@ final class Harness {
     static let dropped: Int32 = 2  // TC_ACT_SHOT
     static let firstPeer = DestinationSlot.firstPeer
 
+    /// Share of the packets, for emulated machines: WGPLANE_TEST_SHARE, a divisor.
+    static let share = ProcessInfo.processInfo.environment["WGPLANE_TEST_SHARE"].flatMap { Int($0) } ?? 1
+
     let layout: PinLayout
     let maps: NodeMaps
     var programs: DataplanePrograms

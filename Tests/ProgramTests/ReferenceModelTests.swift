@@ -11,10 +11,8 @@ import Testing
 /// Random and mutated packets, decided by the programs and by the model: no difference.
 @Suite("Programs: against the reference model")
 struct ReferenceModelTests {
-    /// Share of the packets, for emulated machines: WGPLANE_TEST_SHARE, a divisor.
-    static let divisor = ProcessInfo.processInfo.environment["WGPLANE_TEST_SHARE"].flatMap { Int($0) } ?? 1
     /// Of each arrangement; 216,000 in all.
-    static let packets = 27_000 / divisor
+    static let packets = 27_000 / Harness.share
 
     /// Settings that decide, each with and without the others.
     struct Arrangement: CustomTestStringConvertible, Sendable {
@@ -137,10 +135,10 @@ struct ReferenceModelTests {
                 return
             }
         }
-        #expect(verdicts.count == 3 || Self.divisor > 1, "\(verdicts): all verdicts occur")
-        #expect(answers > 5 || Self.divisor > 1, "answers occur")
+        #expect(verdicts.count == 3 || Harness.share > 1, "\(verdicts): all verdicts occur")
+        #expect(answers > 5 || Harness.share > 1, "answers occur")
         let clamped = try harness.maps.counters.total(.mssClamped).packets
-        #expect(clamped > 0 || Self.divisor > 1, "\(clamped) SYNs were clamped")
+        #expect(clamped > 0 || Harness.share > 1, "\(clamped) SYNs were clamped")
     }
 
     @Test("masquerade, errors, fragments and delivery go as in the model", arguments: [true, false])
@@ -163,7 +161,7 @@ struct ReferenceModelTests {
         }
         var model = try Self.model(of: harness)
         var changed = 0
-        let packets = 30_000 / Self.divisor
+        let packets = 30_000 / Harness.share
         for number in 0..<packets {
             let bytes = generator.next(hasEthernet: false)
             var input = ReferenceModel.Input(bytes: bytes, hasEthernet: false, interface: 1)
@@ -197,8 +195,8 @@ struct ReferenceModelTests {
             }
         }
         #expect(changed > packets / 10, "\(changed) packets were rewritten")
-        #expect(try harness.count(.fromWireGuard, .unmasqueraded) > packets / 300 || Self.divisor > 1)
-        #expect(model.hasCollided || Self.divisor > 1, "ports collided")
+        #expect(try harness.count(.fromWireGuard, .unmasqueraded) > packets / 300 || Harness.share > 1)
+        #expect(model.hasCollided || Harness.share > 1, "ports collided")
     }
 
     static func model(of harness: Harness) throws -> ReferenceModel {
