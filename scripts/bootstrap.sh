@@ -12,6 +12,7 @@ packages=(
 	nfdump tshark openssl curl prometheus chromium ca-certificates # to read what is exported and shown
 	clang-format                                                # to check
 	xz-utils debian-archive-keyring                             # for virtual machines
+	patch                                                       # to build a kube-apiserver
 )
 [ "${1:-}" != uml ] || packages+=(gcc make flex bison m4 bc dwarves)
 
