@@ -86,7 +86,7 @@ actor FlowKeeper {
 
     /// The table is gone, or nobody is told of it: what was told of its flows means nothing for the next. An earlier
     /// agent's memory stays until the maps have been looked at.
-    private func forget() async {
+    func forget() async {
         await tellSums()
         guard cache != nil else { return }
         cache = nil
@@ -120,7 +120,7 @@ actor FlowKeeper {
             limit: isLast ? .max : Self.recordLimit)
         let records = try reader.records(due, names)
         self.cache = cache
-        keep(cache, isChanged: !records.isEmpty || !swept.gone.isEmpty, isLast: isLast)
+        if !records.isEmpty || !swept.gone.isEmpty { keep(cache) }
         guard settings.aggregation != .flow else {
             return await exporter.submit(records)
         }
@@ -138,13 +138,9 @@ actor FlowKeeper {
     }
 
     /// Before the records are handed over: a crash in between loses them, and tells nothing twice.
-    private func keep(_ cache: FlowCache, isChanged: Bool, isLast: Bool) {
+    private func keep(_ cache: FlowCache) {
         do {
-            if isLast {
-                try removeFile(options.flowMemory)
-            } else if isChanged {
-                try replaceFile(options.flowMemory, with: cache.memory, mode: 0o600)
-            }
+            try replaceFile(options.flowMemory, with: cache.memory, mode: 0o600)
         } catch {
             logger.warning(
                 "what flow records have told cannot be kept",

@@ -179,6 +179,7 @@ extension NodeController {
                     return []
                 }
                 if gone {
+                    await flows.forget()
                     steering = nil
                     mayHavePrograms = false
                 }

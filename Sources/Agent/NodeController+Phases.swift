@@ -84,6 +84,7 @@ extension NodeController {
             func step(_ body: () throws -> Void) { do { try body() } catch { failure = failure ?? error } }
             await tellLastFlows()
             step { if options.layout.isAnyVersionThere { try EBPFSteering.removeAll(layout: options.layout) } }
+            if failure == nil { await flows.forget() }
             steering = nil
             lock.forget()
             step { try RouteSteering.removeAll(stateFolder: options.runDirectory) }

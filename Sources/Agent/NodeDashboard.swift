@@ -47,7 +47,7 @@ public actor NodeDashboard: DashboardSource {
         if let agent {
             families += agent.exporter.state.families() + agent.audit.result.families(try? view.report())
         }
-        lastMetrics = (now, families)
+        lastMetrics = (.now, families)
         return format.render(families)
     }
 

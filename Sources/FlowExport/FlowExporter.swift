@@ -15,13 +15,13 @@ public actor FlowExporter {
     private let logger: Logger
     private let domain: UInt32
     private let holder = ExportStateHolder()
-    private let file: LineFile
+    private var file: LineFile
 
     private var settings = FlowExportSettings()
-    /// Counts changes of them.
+    /// Counts changes that want another connection.
     private var version = 0
     private var ipfix: IPFIX
-    private var connection: (value: CollectorConnection, version: Int, since: ContinuousClock.Instant)?
+    private var connection: Session?
     private var queue: Deque<IPFIX.Encoded> = []
     private var queuedBytes = 0
     private var lastTemplates: ContinuousClock.Instant?
@@ -32,6 +32,19 @@ public actor FlowExporter {
     /// The collector has not refused the templates, which it was sent first.
     private var isTried = false
 
+    /// A connection, and the settings that it was made by.
+    private struct Session {
+        var value: CollectorConnection
+        var collector: CollectorAddress
+        var version: Int
+        var since = ContinuousClock.now
+    }
+
+    /// Somebody sends.
+    private var isDraining = false
+    /// Records that are being sent.
+    private var inFlight: [IPFIX.Encoded] = []
+
     private let (wakes, wake) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
 
     static let firstDelay = Duration.milliseconds(500)
@@ -39,7 +52,7 @@ public actor FlowExporter {
     /// How long a collector may take to refuse us: with UDP by its "port unreachable", with TLS because of our certificate.
     static func trial(_ transport: CollectorAddress.Transport) -> Duration {
         switch transport {
-        case .udp: .milliseconds(20)
+        case .udp: .milliseconds(250)
         case .tcp: .milliseconds(50)
         case .tls: .milliseconds(250)
         }
@@ -75,8 +88,21 @@ public actor FlowExporter {
         guard new != settings else { return }
         let old = settings
         settings = new
+        if new.file != old.file {
+            // One that hangs holds up no other.
+            file.retire()
+            file = LineFile(holder, logger: logger)
+            holder.change { $0.fileReason = "" }
+        }
+        guard !new.hasSameConnection(as: old) else { return }
         version += 1
-        connection?.value.close()
+        if let connection {
+            // What is being sent has a moment to get there.
+            Task {
+                try await Task.sleep(for: .seconds(1))
+                connection.value.close()
+            }
+        }
         if new.collector == nil { lose(queue.count, "the collector is not set any more") }
         if new.enterpriseNumber != old.enterpriseNumber { lose(queue.count, "their template has changed") }
         (nextTry, delay) = (.now, Self.firstDelay)
@@ -84,7 +110,6 @@ public actor FlowExporter {
             $0.collector = new.collector?.description ?? ""
             $0.state = new.collector == nil ? "off" : "connecting"
             $0.reason = ""
-            if new.file.isEmpty { $0.fileReason = "" }
         }
         wake.yield()
     }
@@ -156,64 +181,67 @@ public actor FlowExporter {
 
     /// Sends what there is, until the task is cancelled.
     public func run() async {
-        await withTaskGroup(of: Void.self) { group in
-            group.addTask { [wake] in
-                // For templates that are due, and collectors that were away.
-                while (try? await Task.sleep(for: .milliseconds(500))) != nil { wake.yield() }
-                wake.finish()
-            }
-            for await _ in wakes { await drain() }
-            group.cancelAll()
-        }
+        // Nobody waits for it: a connection that hangs would hold up the agent's end.
+        let sender = Task { for await _ in wakes { await drain() } }
+        // For templates that are due, and collectors that were away.
+        while (try? await Task.sleep(for: .milliseconds(500))) != nil { wake.yield() }
+        sender.cancel()
     }
 
-    /// Sends what is left, for as long as that; what is left then is lost.
+    /// Sends and writes what is left, each for as long as that at most; what is left then is lost.
     public func finish(within limit: Duration = .seconds(2)) async {
-        let deadline = ContinuousClock.now + limit
         // A collector that was away is tried once more.
         nextTry = .now
-        while !queue.isEmpty, ContinuousClock.now < deadline, nextTry <= .now {
-            await drain()
+        var sender: Task<Void, Never>?
+        let deadline = ContinuousClock.now + limit
+        while !queue.isEmpty || !inFlight.isEmpty, ContinuousClock.now < deadline {
+            if !isDraining {
+                if nextTry > .now { break }
+                sender = Task { await drain() }
+            }
+            try? await Task.sleep(for: .milliseconds(10))
         }
+        sender?.cancel()
+        version += 1
         lose(queue.count, "the agent stops")
-        while !file.isDone, ContinuousClock.now < deadline { try? await Task.sleep(for: .milliseconds(10)) }
-        file.giveUp()
+        lose(inFlight, "the agent stops")
+        inFlight = []
         connection?.value.close()
         connection = nil
+        let end = ContinuousClock.now + limit
+        while !file.isDone, ContinuousClock.now < end { try? await Task.sleep(for: .milliseconds(10)) }
+        file.giveUp()
     }
 
     private func drain() async {
-        guard let collector = settings.collector else {
-            connection?.value.close()
-            connection = nil
-            return
-        }
+        guard !isDraining else { return }
+        isDraining = true
+        defer { isDraining = false }
         while !Task.isCancelled {
+            guard settings.collector != nil else {
+                connection?.value.close()
+                connection = nil
+                return
+            }
             // A connection that was closed meanwhile is found out also while there is nothing to send.
-            if let connection, !connection.value.isActive { _ = await connect(collector) }
-            let isDue = templatesAreDue(collector)
-            guard !queue.isEmpty || isDue, let connection = await connect(collector), version == connection.version
-            else { return }
-            guard await sendSome(connection.value, collector, withTemplates: templatesAreDue(collector)) else { return }
+            if let connection, !connection.value.isActive { noteClosed(connection) }
+            guard !queue.isEmpty || templatesAreDue, let connection = await connect() else { return }
+            guard await sendSome(connection, withTemplates: templatesAreDue) else { return }
         }
     }
 
-    private func templatesAreDue(_ collector: CollectorAddress) -> Bool {
-        guard let lastTemplates, connection != nil else { return connection == nil ? false : true }
-        return ContinuousClock.now - lastTemplates >= .seconds(Int(settings.templateInterval))
+    private var templatesAreDue: Bool {
+        guard connection != nil else { return false }
+        return lastTemplates.map { ContinuousClock.now - $0 >= .seconds(Int(settings.templateInterval)) } ?? true
     }
 
-    private func connect(_ collector: CollectorAddress) async -> (
-        value: CollectorConnection, version: Int, since: ContinuousClock.Instant
-    )? {
-        if let connection {
-            if connection.version == version, connection.value.isActive { return connection }
-            if !connection.value.isActive { noteClosed(connection.value, collector) }
-            connection.value.close()
-            self.connection = nil
-        }
-        guard ContinuousClock.now >= nextTry else { return nil }
-        let tried = version
+    /// The connection that the settings want; nil: there is none now.
+    private func connect() async -> Session? {
+        if let connection, connection.version == version { return connection }
+        connection?.value.close()
+        (connection, recent) = (nil, [])
+        guard let collector = settings.collector, ContinuousClock.now >= nextTry else { return nil }
+        let (tried, settings) = (version, settings)
         do {
             let opened = try await CollectorConnection.open(settings, collector)
             guard tried == version, !Task.isCancelled else {
@@ -223,33 +251,30 @@ public actor FlowExporter {
             ipfix = IPFIX(
                 domain: domain, enterprise: settings.enterpriseNumber == 0 ? nil : settings.enterpriseNumber,
                 maximumLength: opened.maximumLength)
-            connection = (opened, tried, .now)
-            lastTemplates = nil
-            isTried = false
+            connection = Session(value: opened, collector: collector, version: tried)
+            (lastTemplates, isTried) = (nil, false)
             return connection
         } catch {
-            fail("\(error)")
+            if tried == version { fail("\(error)") }
             return nil
         }
     }
 
-    /// The collector has closed the connection: what it was sent last it may not have read.
-    private func noteClosed(_ connection: CollectorConnection, _ collector: CollectorAddress) {
-        let count = recent.filter { ContinuousClock.now - $0.at < Self.doubt }.reduce(0) { $0 + $1.count }
-        recent = []
+    /// The connection is closed, and not by us.
+    private func noteClosed(_ session: Session) {
+        guard session.version == version else { return connection = nil }
+        let trouble = session.value.lastTrouble
         logger.warning(
             "collector has closed the connection",
-            metadata: [
-                "collector": "\(collector)", "reason": "\(connection.lastTrouble)", "unconfirmed": "\(count)",
-            ])
-        holder.change { $0.unconfirmed += UInt64(count) }
-        fail(connection.lastTrouble.isEmpty ? "it closes the connection" : connection.lastTrouble)
+            metadata: ["collector": "\(session.collector)", "reason": "\(trouble)"])
+        fail(trouble.isEmpty ? "it closes the connection" : trouble)
+        // Nothing waits for it: there is nothing to be mended yet.
+        if queue.isEmpty, trouble.isEmpty { holder.change { ($0.state, $0.reason) = ("connecting", "") } }
     }
 
     /// One burst. False: it went wrong, and is tried again later.
-    private func sendSome(
-        _ connection: CollectorConnection, _ collector: CollectorAddress, withTemplates: Bool
-    ) async -> Bool {
+    private func sendSome(_ session: Session, withTemplates: Bool) async -> Bool {
+        let (connection, transport) = (session.value, session.collector.transport)
         let room = Self.burst.messages * (connection.maximumLength - 100)
         var bytes = withTemplates ? 1000 : 0
         var count = 0
@@ -259,6 +284,8 @@ public actor FlowExporter {
             count += 1
         }
         let records = takeFirst(count)
+        inFlight = records
+        defer { inFlight = [] }
         let parts = ipfix.messages(
             records, time: UInt32(Date().timeIntervalSince1970), withTemplates: withTemplates,
             statistics: holder.value.statistics)
@@ -269,42 +296,54 @@ public actor FlowExporter {
             connection.close()
         }
         defer { watchdog.cancel() }
+        var failure: String?
         do {
             try await connection.send(parts.map(\.bytes))
-        } catch {
-            lose(records, "\(connection.lastTrouble.isEmpty ? "\(error)" : connection.lastTrouble)")
-            fail(connection.lastTrouble.isEmpty ? "\(error)" : connection.lastTrouble)
-            return false
-        }
-        if collector.transport == .udp || !isTried {
-            try? await Task.sleep(for: isTried ? Self.burst.pause : Self.trial(collector.transport))
-            if connection.takeTroubles() > 0 || !connection.isActive {
-                lose(records, "nobody listens at \(collector)")
-                fail(connection.lastTrouble.isEmpty ? "it closes the connection" : connection.lastTrouble)
-                return false
+            if transport == .udp || !isTried {
+                try? await Task.sleep(for: isTried ? Self.burst.pause : Self.trial(transport))
+                if connection.takeTroubles() > 0 {
+                    failure = transport == .udp ? "nobody listens there" : ""
+                } else if !connection.isActive, !isTried {
+                    failure = "it closes the connection"
+                }
             }
+        } catch {
+            failure = "\(error)"
         }
-        if collector.transport != .udp {
+        // Other settings hold meanwhile: this was the connection's last word.
+        let isCurrent = session.version == version
+        if let failure {
+            let reason = connection.lastTrouble.isEmpty ? failure : connection.lastTrouble
+            // The agent's end has told of them.
+            if !inFlight.isEmpty { lose(records, isCurrent ? reason : "the settings have changed") }
+            if isCurrent { fail(reason) }
+            return isCurrent ? false : true
+        }
+        if isCurrent {
             recent.removeAll { ContinuousClock.now - $0.at >= Self.doubt }
             recent.append((.now, records.count))
+            isTried = true
+            // One that takes us and closes again is not tried more often than one that is away.
+            if ContinuousClock.now - session.since > Self.doubt { delay = Self.firstDelay }
         }
-        isTried = true
-        // One that takes us and closes again is not tried more often than one that is away.
-        if let since = self.connection?.since, ContinuousClock.now - since > Self.doubt { delay = Self.firstDelay }
         holder.change {
-            if $0.state == "failing" || $0.state == "connecting" {
-                logger.info("flow records are exported", metadata: ["collector": "\(collector)"])
-            }
-            ($0.state, $0.reason) = ("connected", "")
             $0.statistics.messages += UInt64(parts.count)
             $0.statistics.records += UInt64(records.count)
+            guard isCurrent else { return }
+            if $0.state == "failing" || $0.state == "connecting" {
+                logger.info("flow records are exported", metadata: ["collector": "\(session.collector)"])
+            }
+            ($0.state, $0.reason) = ("connected", "")
         }
         return true
     }
 
+    /// What was sent a moment ago may not have got there.
     private func fail(_ reason: String) {
+        let unconfirmed = recent.filter { ContinuousClock.now - $0.at < Self.doubt }.reduce(0) { $0 + $1.count }
+        holder.change { $0.unconfirmed += UInt64(unconfirmed) }
         connection?.value.close()
-        connection = nil
+        (connection, recent) = (nil, [])
         nextTry = .now + delay
         delay = min(delay * 2, Self.lastDelay)
         if holder.value.state != "failing" {

@@ -26,6 +26,10 @@ actor LineFile {
         var bytes = 0
         /// Somebody writes them.
         var isServed = false
+        /// Lines that are being written.
+        var writing = 0
+        /// Nothing is offered any more, and what becomes of it is no matter of the status.
+        var isRetired = false
     }
 
     private let queue = KernelQueue(label: "flow-export-file")
@@ -84,41 +88,52 @@ actor LineFile {
                     waiting.isServed = false
                     return nil
                 }
+                waiting.writing = batch.lines
                 return batch
             }
         }
         while let batch = next() {
             do {
                 try append(batch)
+                let isRetired = waiting.withLock { $0.isRetired }
                 holder.change {
                     $0.fileRecords += UInt64(batch.lines)
-                    $0.fileReason = ""
+                    if !isRetired { $0.fileReason = "" }
                 }
             } catch {
                 lose(batch, "\(error)")
             }
-            waiting.withLock { $0.bytes -= batch.bytes.count }
+            waiting.withLock { waiting in
+                waiting.bytes -= batch.bytes.count
+                waiting.writing = 0
+            }
         }
     }
 
     private nonisolated func lose(_ batch: Batch, _ reason: String) {
-        if holder.value.fileReason.isEmpty {
+        let isRetired = waiting.withLock { $0.isRetired }
+        if isRetired || holder.value.fileReason.isEmpty {
             logger.warning(
                 "flow records cannot be written", metadata: ["file": "\(batch.path)", "reason": "\(reason)"])
         }
         holder.change {
             $0.fileLost += UInt64(batch.lines)
-            $0.fileReason = "\(batch.path): \(reason)"
+            if !isRetired { $0.fileReason = "\(batch.path): \(reason)" }
         }
     }
 
-    /// What waits is lost.
+    /// Another path is in force. What waits is still written.
+    nonisolated func retire() { waiting.withLock { $0.isRetired = true } }
+
+    /// What waits is lost, and what is being written may be.
     nonisolated func giveUp() {
-        let rest = waiting.withLock { waiting in
-            defer { waiting.batches = [] }
-            return waiting.batches
+        let lines = waiting.withLock { waiting in
+            defer { (waiting.batches, waiting.writing) = ([], 0) }
+            return waiting.batches.reduce(waiting.writing) { $0 + $1.lines }
         }
-        for batch in rest { lose(batch, "the agent stops") }
+        guard lines > 0 else { return }
+        holder.change { $0.fileLost += UInt64(lines) }
+        logger.warning("flow records are lost: the agent stops", metadata: ["lines": "\(lines)"])
     }
 
     /// Appends whole lines, all or none.

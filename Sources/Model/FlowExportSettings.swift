@@ -25,6 +25,13 @@ public struct FlowExportSettings: Sendable, Hashable, Codable {
     public init() {}
 
     public var isOn: Bool { collector != nil || !file.isEmpty }
+
+    /// Whether a connection made by the one serves the other.
+    public func hasSameConnection(as other: Self) -> Bool {
+        collector == other.collector && enterpriseNumber == other.enterpriseNumber
+            && authorityFile == other.authorityFile && certificateFile == other.certificateFile
+            && keyFile == other.keyFile
+    }
 }
 
 /// Where records are sent by IPFIX: `udp://192.0.2.9:4739`, `tcp://[2001:db8::9]:4739`, `tls://collector.example:4740`.

@@ -324,7 +324,7 @@ struct ExportTests {
         }
     }
 
-    @Test("a file that takes nothing is told of, and holds up neither flows nor the agent's end")
+    @Test("a file and a collector that take nothing hold up neither flows nor the agent's end")
     func pipe() async throws {
         try await inFolder { folder in
             try await Cluster.run { lab in
@@ -344,9 +344,19 @@ struct ExportTests {
                 let reader = try Collectors.start(
                     lab, "underlay", ["sh", "-c", "exec sleep 600 < \(pipe)"], log: "/dev/null")
                 #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
+                // And a collector that says nothing at all.
+                let rules =
+                    "add table inet hole; add chain inet hole in { type filter hook input priority 0; }; add rule inet hole in tcp dport 4799 drop"
+                #expect(try await Cluster.execute(lab, "underlay", ["nft", rules]).status == 0)
+                try await configure(
+                    lab, ["flowExportCollector": .string("tcp://\(LabAddresses.gateway(.ipv4)):4799")])
+                #expect(try await Cluster.execute(lab, "node1-pod1", echo).status == 0)
+                try await lab.wait("records wait", within: .seconds(20)) {
+                    try await metric(lab, "wgplane_export_queued_records") > 0
+                }
                 let began = ContinuousClock.now
                 try await lab.stopAgent("node1", signal: 15)
-                #expect(ContinuousClock.now - began < .seconds(8))
+                #expect(ContinuousClock.now - began < .seconds(4))
                 reader.signal(15)
             }
         }

@@ -8,7 +8,10 @@
 
 #include "lookup.h"
 
-/* Shorter content is padded whole by every peer and on every route: none has a lower MTU than IPv6 asks for. */
+/*
+ * Shorter content is padded whole, as far as can be told: other nodes' devices and routes seldom have a lower MTU
+ * than IPv6 asks for, or than our own device has where that is lower.
+ */
 #define WGP_LEAST_MTU 1280
 /* What segments of tunnels and of SCTP repeat beside the first header: VXLAN, Ethernet, IPv6, TCP with options. */
 #define WGP_INNER_HEADERS 128
@@ -24,7 +27,7 @@ static __always_inline __u32 wgp_padding(__u32 size, __u32 mtu, int is_exact, __
 
 	if (is_exact)
 		return mtu && padded > mtu ? mtu - rest : padded - rest;
-	if (padded <= WGP_LEAST_MTU)
+	if (padded <= (mtu && mtu < WGP_LEAST_MTU ? mtu : WGP_LEAST_MTU))
 		return padded - rest;
 	*slack += padded - rest;
 	return 0;
