@@ -16,6 +16,8 @@ public actor FlowExporter {
     private let domain: UInt32
     private let holder = ExportStateHolder()
     private var file: LineFile
+    /// Of paths before it, with lines that still wait.
+    private var formerFiles: [LineFile] = []
 
     private var settings = FlowExportSettings()
     /// Counts changes that want another connection.
@@ -91,6 +93,7 @@ public actor FlowExporter {
         if new.file != old.file {
             // One that hangs holds up no other.
             file.retire()
+            formerFiles = (formerFiles + [file]).filter { !$0.isDone }
             file = LineFile(holder, logger: logger)
             holder.change { $0.fileReason = "" }
         }
@@ -209,8 +212,11 @@ public actor FlowExporter {
         connection?.value.close()
         connection = nil
         let end = ContinuousClock.now + limit
-        while !file.isDone, ContinuousClock.now < end { try? await Task.sleep(for: .milliseconds(10)) }
-        file.giveUp()
+        let files = formerFiles + [file]
+        while !files.allSatisfy(\.isDone), ContinuousClock.now < end {
+            try? await Task.sleep(for: .milliseconds(10))
+        }
+        for file in files { file.giveUp() }
     }
 
     private func drain() async {
@@ -317,7 +323,7 @@ public actor FlowExporter {
             // The agent's end has told of them.
             if !inFlight.isEmpty { lose(records, isCurrent ? reason : "the settings have changed") }
             if isCurrent { fail(reason) }
-            return isCurrent ? false : true
+            return !isCurrent
         }
         if isCurrent {
             recent.removeAll { ContinuousClock.now - $0.at >= Self.doubt }

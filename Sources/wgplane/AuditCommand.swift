@@ -15,9 +15,10 @@ struct AuditCommand: AsyncParsableCommand {
         discussion: """
             Looks twice, --seconds apart. The programs count each packet into a WireGuard device and out of it in bytes
             of the messages that carry it: 32 more than the packet, padded to 16. WireGuard may have more by handshakes
-            and keep-alives (ALLOWANCE), and by padding that depends on routes (between EXPECTED and its upper bound,
+            and keep-alives, and less by what waits for a peer that does not answer, or was dropped by the device, which
+            counts that (ALLOWANCE); and more by padding that depends on others (between EXPECTED and its upper bound,
             see -o json). Beyond that and 0.1 %, somebody takes packets away in between (missing), or puts some in
-            (surplus): exit status 1. The agent does the same all the time, see wgplane_audit_alarm. eBPF mode.
+            (surplus): exit status 1. Unknown: a peer went, or did not answer a wireguard-go, which counts less. The agent does the same all the time, see wgplane_audit_alarm. eBPF mode.
             """)
 
     @OptionGroup var node: NodeOptions
