@@ -20,12 +20,17 @@ public struct NodeAudit: Sendable {
     public func sample() throws -> TunnelAudit.Sample {
         let maps = try view.maps()
         let report = try view.report()
-        let before = try counts(maps)
+        let steered = try maps.counters.total(.tunnelled)
+        var before: [TunnelAudit.Way: TunnelCount] = [:]
+        var after: [TunnelAudit.Way: TunnelCount] = [:]
         var transfers: [AddressFamily: [PublicKey: TunnelAudit.Transfer]] = [:]
         var devices: [AddressFamily: TunnelAudit.Device] = [:]
         let route = try? RouteSession()
         for family in AddressFamily.allCases {
-            guard let name = report[family]?.device, let (backend, state) = try view.device(name) else { continue }
+            guard let name = report[family]?.device, let look = try look(name, family, maps) else { continue }
+            let (backend, state) = look.device
+            before.merge(look.before) { $1 }
+            after.merge(look.after) { $1 }
             transfers[family] = state.peers.mapValues {
                 TunnelAudit.Transfer(
                     received: $0.receivedBytes, sent: $0.sentBytes, handshake: Int64($0.lastHandshake ?? 0))
@@ -36,14 +41,42 @@ public struct NodeAudit: Sendable {
                     isUserspace: backend != .kernel, mtu: link.mtu, dropped: unsent.dropped, errors: unsent.errors)
             }
         }
-        let steered = try maps.counters.total(.tunnelled)
         return TunnelAudit.Sample(
-            time: view.monotonic, before: before, after: try counts(maps), transfers: transfers, devices: devices,
-            wall: Int64(view.date.timeIntervalSince1970), steered: steered)
+            time: view.monotonic, before: before, after: after, transfers: transfers, devices: devices,
+            wall: Int64(view.date.timeIntervalSince1970), steered: steered,
+            steeredAfter: try maps.counters.total(.tunnelled))
     }
 
-    private func counts(_ maps: NodeMaps) throws -> [TunnelAudit.Way: TunnelCount] {
-        try maps.tunnel.readAll().reduce(into: [:]) { $0[.init($1.direction, $1.family)] = $1.count }
+    private typealias Counts = [TunnelAudit.Way: TunnelCount]
+
+    private struct Look {
+        var before: Counts
+        var after: Counts
+        var device: (backend: BackendKind, state: DeviceState)
+
+        /// Bytes that passed meanwhile, of which nothing can be told.
+        var unsure: UInt64 {
+            before.reduce(0) { $0 + ((after[$1.key]?.messageBytes ?? $1.value.messageBytes) &- $1.value.messageBytes) }
+        }
+    }
+
+    /// WireGuard's counters between two readings of ours, as near as can be: a busy processor may come in between, so
+    /// the nearest of some is taken.
+    private func look(_ name: String, _ family: AddressFamily, _ maps: NodeMaps) throws -> Look? {
+        var nearest: Look?
+        for _ in 1...8 {
+            let before = try counts(maps, family)
+            guard let device = try view.device(name) else { return nil }
+            let look = Look(before: before, after: try counts(maps, family), device: device)
+            if look.unsure < nearest?.unsure ?? .max { nearest = look }
+            if look.unsure < 16_384 { break }
+        }
+        return nearest
+    }
+
+    private func counts(_ maps: NodeMaps, _ family: AddressFamily) throws -> Counts {
+        try maps.tunnel.readAll().filter { $0.family == family }
+            .reduce(into: [:]) { $0[.init($1.direction, $1.family)] = $1.count }
     }
 }
 

@@ -58,13 +58,14 @@ public struct TunnelAudit: Sendable {
         public var devices: [AddressFamily: Device]
         /// Unix time in seconds.
         public var wall: Int64
-        /// Packets and bytes that hooks have sent to the devices, both families.
+        /// Packets and bytes that hooks have sent to the devices, both families: at the look's begin, and at its end.
         public var steered: CounterValue
+        public var steeredAfter: CounterValue
 
         public init(
             time: UInt64, before: [Way: TunnelCount], after: [Way: TunnelCount],
             transfers: [AddressFamily: [PublicKey: Transfer]], devices: [AddressFamily: Device] = [:], wall: Int64 = 0,
-            steered: CounterValue
+            steered: CounterValue, steeredAfter: CounterValue
         ) {
             self.devices = devices
             self.wall = wall
@@ -73,6 +74,7 @@ public struct TunnelAudit: Sendable {
             self.after = after
             self.transfers = transfers
             self.steered = steered
+            self.steeredAfter = steeredAfter
         }
     }
 
@@ -204,7 +206,7 @@ public struct TunnelAudit: Sendable {
         func packets(_ counts: [Way: TunnelCount]) -> Int64 {
             counts.filter { $0.key.direction == .out }.reduce(0) { $0 + Int64($1.value.packets) }
         }
-        return Int64(second.steered.packets) - Int64(first.steered.packets)
+        return Int64(second.steered.packets) - Int64(first.steeredAfter.packets)
             - (packets(second.after) - packets(first.before))
     }
 }

@@ -108,6 +108,7 @@ struct AuditTests {
             let found = try await audit(lab)
             #expect(!found.isClosed)
             for finding in found.findings where finding.direction == "out" {
+                #expect(finding.expectedLow > 100_000, "there is a load")
                 #expect(finding.verdict == "missing", "\(finding)")
                 #expect(
                     (-0.013 ... -0.003).contains(finding.difference),

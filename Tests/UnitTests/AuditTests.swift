@@ -30,7 +30,8 @@ struct AuditTests {
         return TunnelAudit.Sample(
             time: seconds * 1_000_000_000, before: [out: count(messages), back: count(messages)],
             after: [out: count(messages + later), back: count(messages + later)], transfers: [.ipv4: transfers],
-            steered: CounterValue(packets: messages / 1000, bytes: messages))
+            steered: CounterValue(packets: messages / 1000, bytes: messages),
+            steeredAfter: CounterValue(packets: messages / 1000, bytes: messages))
     }
 
     private func verdicts(_ first: TunnelAudit.Sample, _ second: TunnelAudit.Sample) -> [TunnelAudit.Verdict] {
