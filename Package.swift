@@ -34,6 +34,14 @@ let handshakes = Target.Dependency.product(name: "NIOTLS", package: "swift-nio")
 let http = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
 let httpCore = Target.Dependency.product(name: "HummingbirdCore", package: "hummingbird")
 let https = Target.Dependency.product(name: "HummingbirdTLS", package: "hummingbird")
+let grpc = Target.Dependency.product(name: "GRPCCore", package: "grpc-swift-2")
+let grpcTransport = Target.Dependency.product(name: "GRPCNIOTransportHTTP2Posix", package: "grpc-swift-nio-transport")
+let grpcProtobuf = Target.Dependency.product(name: "GRPCProtobuf", package: "grpc-swift-protobuf")
+let protobuf = Target.Dependency.product(name: "SwiftProtobuf", package: "swift-protobuf")
+let certificates = Target.Dependency.product(name: "X509", package: "swift-certificates")
+let asn1 = Target.Dependency.product(name: "SwiftASN1", package: "swift-asn1")
+let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
+let subprocess = Target.Dependency.product(name: "Subprocess", package: "swift-subprocess")
 let client = Target.Dependency.product(name: "AsyncHTTPClient", package: "async-http-client")
 
 let package = Package(
@@ -57,12 +65,21 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
+        .package(url: "https://github.com/grpc/grpc-swift-2", from: "2.4.3"),
+        .package(url: "https://github.com/grpc/grpc-swift-nio-transport", from: "2.9.2"),
+        .package(url: "https://github.com/grpc/grpc-swift-protobuf", from: "2.4.1"),
+        .package(url: "https://github.com/apple/swift-protobuf", from: "1.39.0"),
+        .package(url: "https://github.com/apple/swift-certificates", from: "1.21.1"),
+        .package(url: "https://github.com/apple/swift-asn1", from: "1.7.4"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
     ],
     targets: [
         .executableTarget(
             name: "wgplane",
             dependencies: [
-                "Lab", "Agent", "Dashboard", "Datastore", "DesiredState", "Flows", "DataplaneMaps", "WireGuard",
+                "Lab", "Agent", "Dashboard", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState",
+                "Flows", "DataplaneMaps", "WireGuard",
                 "BPF", "SystemDescriptors", "Model", arguments,
                 table, collections, lifecycle, signals, log,
             ], swiftSettings: strict),
@@ -70,7 +87,8 @@ let package = Package(
             name: "Lab",
             dependencies: [
                 "Agent", "Dashboard", "Datastore", "Flows", "Steering", "DataplaneMaps", "Netlink",
-                "SystemDescriptors", "Model", client, nio, nioHTTP, lifecycle, collections, log, system,
+                "SystemDescriptors", "Model", client, nio, nioHTTP, certificates, asn1, crypto, lifecycle, collections,
+                log, system,
             ],
             swiftSettings: strict),
         .target(
@@ -96,6 +114,19 @@ let package = Package(
             exclude: ["EXPORT.md"],
             swiftSettings: strict),
 
+        .target(
+            name: "KubernetesDatastore",
+            dependencies: [
+                "Datastore", "SystemDescriptors", "Model", client, subprocess, tls, nio, nioHTTP, sockets,
+                collections, system, log,
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "EtcdDatastore",
+            dependencies: [
+                "Datastore", "SystemDescriptors", "Model", grpc, grpcTransport, grpcProtobuf, protobuf, nio, log,
+            ],
+            exclude: ["etcd.proto"], swiftSettings: strict),
         .target(
             name: "Datastore", dependencies: ["Model", "SystemDescriptors", yaml, collections, log],
             swiftSettings: strict),
@@ -136,8 +167,15 @@ let package = Package(
         .testTarget(
             name: "UnitTests",
             dependencies: [
-                "Agent", "Lab", "Datastore", "DesiredState", "Reconciler", "Steering", "Flows", "WireGuard", "Netlink",
+                "Agent", "Lab", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState", "Reconciler",
+                "Steering", "Flows", "WireGuard", "Netlink",
                 "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
+            ], swiftSettings: strict),
+        .testTarget(
+            name: "DatastoreTests",
+            dependencies: [
+                "Lab", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState", "SystemDescriptors",
+                "Model", nio, sockets, collections, log,
             ], swiftSettings: strict),
         .testTarget(
             name: "ProgramTests",

@@ -12,8 +12,10 @@ packages=(
 	nfdump tshark openssl curl prometheus chromium ca-certificates # to read what is exported and shown
 	clang-format                                                # to check
 	xz-utils debian-archive-keyring                             # for virtual machines
-	patch                                                       # to build a kube-apiserver
+	etcd-server etcd-client patch                               # datastores for tests and labs, one of which is built
 )
+# Whoever has another package of kubectl keeps it.
+command -v kubectl >/dev/null || packages+=(kubernetes-client)
 [ "${1:-}" != uml ] || packages+=(gcc make flex bison m4 bc dwarves)
 
 command -v swift >/dev/null || {

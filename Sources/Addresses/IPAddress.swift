@@ -30,6 +30,11 @@ public struct IPAddress: Sendable, Hashable, Comparable {
         low = UInt64(truncatingIfNeeded: family == .ipv4 ? bits & 0xffff_ffff : bits)
     }
 
+    /// 127.0.0.1, ::1.
+    public static func loopback(_ family: AddressFamily) -> IPAddress {
+        IPAddress(family: family, bits: family == .ipv4 ? 0x7f00_0001 : 1)
+    }
+
     /// From 4 or 16 bytes in network byte order; nil for any other count.
     public init?(bytes: some Collection<UInt8>) {
         let family: AddressFamily

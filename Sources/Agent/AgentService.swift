@@ -27,7 +27,6 @@ public struct AgentService: Service {
 
     public func run() async throws {
         let lock = try Self.takeLock(options)
-        let events = try await datastore.events()
         let kernel = try NetlinkEvents(groups: NetlinkEvents.nodeGroups)
         let firewall = try? NetlinkEvents.firewall()
         let controller = NodeController(options: options, datastore: datastore, logger: logger)
@@ -35,16 +34,10 @@ public struct AgentService: Service {
         let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         logger.notice("agent starts", metadata: ["node": "\(options.node)", "datastore": "\(datastore.location)"])
         await withTaskGroup(of: Void.self) { group in
-            group.addTask { await Self.follow(events, controller, signal) }
+            group.addTask { await cancelWhenGracefulShutdown { await datastore.follow(controller.feed) } }
             group.addTask {
-                // A datastore that was away tells nobody that it is back.
-                for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
-                {
-                    do {
-                        await controller.receive(.snapshot(try await datastore.read()))
-                    } catch {
-                        await controller.receive(.unavailable("\(error)"))
-                    }
+                for await _ in controller.feed.signals.cancelOnGracefulShutdown() {
+                    await controller.receiveChanges()
                     signal.yield()
                 }
             }
@@ -100,16 +93,6 @@ public struct AgentService: Service {
         await controller.flows.finish()
         logger.notice("agent stops; the data plane goes on", metadata: ["node": "\(options.node)"])
         lock.release()
-    }
-
-    private static func follow(
-        _ events: some AsyncSequence<DatastoreEvent, Never> & Sendable, _ controller: NodeController,
-        _ signal: AsyncStream<Void>.Continuation
-    ) async {
-        for await event in events.cancelOnGracefulShutdown() {
-            await controller.receive(event)
-            signal.yield()
-        }
     }
 
     private static func takeLock(_ options: AgentOptions) throws -> FileLock {

@@ -18,8 +18,8 @@ public final class AgentStatistics: Sendable {
         var flowCycleSeconds = 0.0
         var lastFlowCycle = 0.0
         /// CLOCK_MONOTONIC; 0: never.
-        var lastSnapshot: UInt64 = 0
-        var snapshots: UInt64 = 0
+        var lastHeard: UInt64 = 0
+        var answers: UInt64 = 0
         var netlinkChanges = 0
         var mapWrites = 0
         var peerChanges = 0
@@ -44,10 +44,10 @@ public final class AgentStatistics: Sendable {
         }
     }
 
-    func noteSnapshot() {
+    func noteDatastore() {
         state.withLock { state in
-            state.lastSnapshot = monotonicNanoseconds()
-            state.snapshots += 1
+            state.lastHeard = monotonicNanoseconds()
+            state.answers += 1
         }
     }
 
@@ -81,8 +81,8 @@ public final class AgentStatistics: Sendable {
             count: state.passes)
         var age = MetricFamily(
             "wgplane_datastore_age_seconds", .gauge,
-            "Since the datastore was last read whole: its lag, when it is away.")
-        if state.lastSnapshot != 0 { age.add(Double(now - state.lastSnapshot) / 1e9) }
+            "Since the datastore was last seen to answer: its lag, when it is away.")
+        if state.lastHeard != 0 { age.add(Double(now - state.lastHeard) / 1e9) }
         var cycle = MetricFamily(
             "wgplane_flow_cycle_seconds", .gauge, "Time that the last look at the flow table took, with its export.")
         if state.flowCycles > 0 { cycle.add(state.lastFlowCycle) }
@@ -91,7 +91,7 @@ public final class AgentStatistics: Sendable {
         return [
             passes, age, cycle, uptime,
             counter("wgplane_reconcile_failures_total", "Passes that could not do all.", state.failedPasses),
-            counter("wgplane_datastore_snapshots_total", "Times that the datastore was read whole.", state.snapshots),
+            counter("wgplane_datastore_answers_total", "Times that the datastore was seen to answer.", state.answers),
             counter("wgplane_flow_cycles_total", "Looks at the flow table.", state.flowCycles),
             counter(
                 "wgplane_flows_ended_total", "Flows taken out of the table after they had ended.", state.endedFlows),

@@ -215,17 +215,16 @@ public struct NodeExplainer: Sendable {
             return
         }
         guard let snapshot else { return }
-        let manifests = Array(snapshot.manifests.values)
-        let routes = NodePlan(manifests: manifests, node: view.node)[packet.destination.family].routes
+        let cluster = ClusterState(snapshot.manifests.values)
+        let routes = NodePlan(cluster, node: view.node)[packet.destination.family].routes
         let covering = routes.filter { $0.key.contains(packet.destination) }
         let best = covering.max { $0.key.prefixLength < $1.key.prefixLength }
         guard case .node(let node)? = best?.value else { return }
         var keys: [AddressFamily: PublicKey] = [:]
         for family in AddressFamily.allCases {
-            let manifest = snapshot.manifests[ResourceKey(.node, node)]
-            keys[family] = manifest?.annotations[NodeAnnotation.publicKey(family)].flatMap { PublicKey($0) }
+            keys[family] = cluster.nodes[node]?.publicKeys[family]
         }
-        let plan = NodePlan(manifests: manifests, node: node, ownKeys: keys)
+        let plan = NodePlan(cluster, node: node, ownKeys: keys)
         guard let peer = plan[packet.source.family].peers[view.node] else {
             result.hops.append(
                 ExplainedHop(

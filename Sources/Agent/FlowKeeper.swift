@@ -175,12 +175,11 @@ extension NodeController {
     }
 
     func flowNames() -> FlowKeeper.Names {
-        guard let snapshot else { return FlowKeeper.Names() }
-        if let lastNames, lastNames.version == snapshotVersion { return lastNames.names }
-        let cluster = ClusterState(Array(snapshot.manifests.values))
+        if let lastNames, lastNames.version == inventory.version { return lastNames.names }
+        let cluster = inventory.cluster
         let names = FlowKeeper.Names(
             addresses: NodeView.addressNames(cluster), workloads: NodeView.workloadNames(cluster))
-        lastNames = (snapshotVersion, names)
+        lastNames = (inventory.version, names)
         return names
     }
 }

@@ -64,7 +64,7 @@ extension NodeController {
     func observePeers(_ family: AddressFamily, _ plan: NodePlan, _ now: ContinuousClock.Instant) {
         guard let device = families[family]?.device else { return }
         let peers = peerPlans(family, plan)
-        families[family]?.peers.observe(device, peers, now: now, mayRetire: snapshot?.isComplete == true)
+        families[family]?.peers.observe(device, peers, now: now, mayRetire: isComplete)
     }
 
     func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {

@@ -70,7 +70,7 @@ extension NodeController {
     }
 
     private func isWithdrawn(_ family: AddressFamily) -> Bool {
-        let annotations = snapshot?.manifests[ResourceKey(.node, options.node)]?.annotations ?? [:]
+        let annotations = inventory.ownNode?.annotations ?? [:]
         return annotations[NodeAnnotation.publicKey(family)] == nil
     }
 
@@ -105,8 +105,8 @@ extension NodeController {
             mode = ModeDecision(mode: .disabled, reason: disabledReason(plan))
             hasCleaned = true
         }
-        try await publication.write(wantedAnnotations(), nil, snapshot)
-        try await publication.release(AddressFamily.allCases, snapshot)
+        try await publication.write(wantedAnnotations(), nil, inventory.ownNode)
+        try await publication.release(AddressFamily.allCases, inventory.cluster.blocks.values)
     }
 
     func disabledReason(_ plan: NodePlan) -> String {

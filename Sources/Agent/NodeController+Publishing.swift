@@ -37,10 +37,11 @@ extension NodeController {
             }
         }
         do {
-            try await publication.write(wantedAnnotations(), condition(plan), snapshot)
+            try await publication.write(wantedAnnotations(), condition(plan), inventory.ownNode)
             // A family that is off gives its address back; one that drains keeps it to the end.
             try await publication.release(
-                AddressFamily.allCases.filter { families[$0] == nil || usesNodeAddress(plan) }, snapshot)
+                AddressFamily.allCases.filter { families[$0] == nil || usesNodeAddress(plan) },
+                inventory.cluster.blocks.values)
         } catch {
             problems.append(Self.problem(of: error))
         }
@@ -66,37 +67,34 @@ extension NodeController {
 
     /// The address that the datastore has for this node's device already.
     func publishedAddress(_ family: AddressFamily, _ plan: NodePlan) -> IPAddress? {
-        guard let snapshot else { return nil }
         if usesNodeAddress(plan) { return ownAddress(family) }
-        for block in snapshot.manifests(of: .ipamBlock) {
-            if let address = AddressAllocation.find(in: block.content, node: options.node, family: family) {
-                return address
-            }
-        }
-        return nil
+        return ownBlocks(family).lazy.compactMap {
+            $0.deviceAddresses[AddressAllocation.handle(self.options.node, family)]
+        }.first
     }
 
     /// Without Calico's IPAM, and with host encryption, the device has the node's own address.
     func usesNodeAddress(_ plan: NodePlan) -> Bool { plan.routeSource != .calicoIPAM || plan.encryptsHosts }
 
     func ownAddress(_ family: AddressFamily) -> IPAddress? {
-        snapshot?.manifests[ResourceKey(.node, options.node)].flatMap { manifest in
-            var ignored: [Problem] = []
-            return NodeResource(manifest, problems: &ignored).addresses[family]
-        }
+        inventory.cluster.nodes[options.node]?.addresses[family]
+    }
+
+    /// Blocks that are this node's or hold an address of its device, by name.
+    private func ownBlocks(_ family: AddressFamily) -> [IPAMBlockResource] {
+        let handle = AddressAllocation.handle(options.node, family)
+        return inventory.cluster.blocks.values.filter {
+            $0.cidr.family == family && ($0.affinity == options.node || $0.deviceAddresses[handle] != nil)
+        }.sorted { $0.name < $1.name }
     }
 
     /// An address of an own affine block with Calico's IPAM, else the node's own.
     private func allocateAddress(_ family: AddressFamily, _ plan: NodePlan) async throws -> IPAddress? {
         if let address = publishedAddress(family, plan) { return address }
-        guard let snapshot, !usesNodeAddress(plan) else { return nil }
+        guard !usesNodeAddress(plan) else { return nil }
         let node = options.node
-        var ignored: [Problem] = []
-        for manifest in snapshot.manifests(of: .ipamBlock) {
-            guard let block = IPAMBlockResource(manifest, problems: &ignored), block.affinity == node,
-                block.cidr.family == family
-            else { continue }
-            let updated = try await datastore.update(manifest.key) { current in
+        for block in ownBlocks(family) where block.affinity == node {
+            let updated = try await datastore.update(ResourceKey(.ipamBlock, block.name)) { current in
                 guard let current, AddressAllocation.find(in: current, node: node, family: family) == nil else {
                     return current
                 }

@@ -38,7 +38,7 @@ extension NodeController {
             facts.hostRoutes.filter { route in
                 !devices.contains(facts.link(route.value)?.name ?? "") && pools.contains { $0.contains(route.key) }
             }.keys)
-        result.preserved = snapshot?.isComplete == true ? unsettled : Set(AddressFamily.allCases)
+        result.preserved = isComplete ? unsettled : Set(AddressFamily.allCases)
         for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
@@ -202,7 +202,7 @@ extension NodeController {
             }
         }
         return GuardPlan(
-            prefixes: prefixes, vxlanPorts: vxlanPorts(plan), isPartial: snapshot?.isComplete != true)
+            prefixes: prefixes, vxlanPorts: vxlanPorts(plan), isPartial: !isComplete)
     }
 
     func addPeers(
@@ -222,7 +222,6 @@ extension NodeController {
                 lanes: [device.interface])
         }
         // A node that cannot be read now is not one without WireGuard.
-        let isComplete = snapshot?.isComplete == true
         for name in plan.unencrypted where isComplete || state.peers.carrier(of: name) == nil {
             let key = PeerSlotKey(node: name, family: family)
             if result.peers[key] == nil {

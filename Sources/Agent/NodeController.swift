@@ -24,9 +24,9 @@ public actor NodeController {
     private let queue = KernelQueue(label: "node-controller")
     var route: RouteSession?
 
-    var snapshot: Snapshot?
-    /// Counts contents that differ.
-    private(set) var snapshotVersion = 0
+    /// What the datastore has told.
+    private(set) var inventory: Inventory
+    let feed: ChangeFeed
     /// The last plan, and what it was made of.
     private var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     var datastoreState = "waiting"
@@ -137,6 +137,8 @@ public actor NodeController {
 
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
+        inventory = Inventory(node: options.node)
+        feed = ChangeFeed(node: options.node)
         lock = LockKeeper(options.layout)
         deviceSettings = .ofWireGuard(folder: options.runDirectory)
         let statistics = AgentStatistics()
@@ -159,19 +161,25 @@ public actor NodeController {
     /// The kernel has told of a change of links, addresses, routes or rules, perhaps ours.
     func networkChanged() { routing?.resyncTable() }
 
-    func receive(_ event: DatastoreEvent) {
-        switch event {
-        case .snapshot(let new):
-            // Read again without a change, it costs no plan.
-            if snapshot?.manifests != new.manifests || snapshot?.problems != new.problems { snapshotVersion += 1 }
-            snapshot = new
+    /// Takes in what the datastore has told since the last call.
+    func receiveChanges() {
+        let changes = feed.take()
+        inventory.apply(changes)
+        switch changes.availability {
+        case .available:
             datastoreState = "ready"
-            statistics.noteSnapshot()
+            statistics.noteDatastore()
         case .unavailable(let reason):
             datastoreState = "unavailable"
             logger.warning(
                 "datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
+        case nil: break
         }
+    }
+
+    /// Whether all that the plan is made of is known: only then may be taken away what it does not name.
+    var isComplete: Bool {
+        inventory.isComplete && (lastPlan?.plan.routeSource != .workloadIPs || inventory.podScope == .all)
     }
 
     func note(dashboard failure: String?) { dashboardFailure = failure }
@@ -214,13 +222,18 @@ public actor NodeController {
         }
         lastPassFailed = false
         pathOfPass = nil
-        guard let snapshot else {
+        guard inventory.isReady else {
             report(problems: [], plan: nil)
             return Self.auditPeriod
         }
-        var problems = snapshot.problems
+        var problems = inventory.problems
         rememberKeyOwners()
-        let plan = plan(snapshot)
+        var plan = makePlan()
+        if plan.settings.massDeletion == .apply, !inventory.held.isEmpty {
+            inventory.apply(ResourceChanges(), acceptsMassDeletion: true)
+            plan = makePlan()
+        }
+        if plan.routeSource == .workloadIPs { feed.podScope = .all }
         problems += plan.problems
         do {
             try await apply(plan, &problems)
@@ -228,7 +241,7 @@ public actor NodeController {
             lastPassFailed = true
             problems.append(Self.problem(of: error))
         }
-        if !snapshot.isComplete, !families.isEmpty {
+        if !inventory.isContentComplete, !families.isEmpty {
             problems.append(
                 Problem(
                     .warning, resource: datastore.location,
@@ -242,19 +255,19 @@ public actor NodeController {
 
     /// All that a plan depends on and that changes.
     private struct Ingredients: Equatable {
-        var snapshotVersion: Int
+        var version: Int
         var ownKeys: [AddressFamily: PublicKey]
         var keyOwners: [PublicKey: String]
         var inForce: Settings?
     }
 
-    private func plan(_ snapshot: Snapshot) -> NodePlan {
+    private func makePlan() -> NodePlan {
         var ingredients = Ingredients(
-            snapshotVersion: snapshotVersion, ownKeys: families.compactMapValues { $0.device?.publicKey },
+            version: inventory.version, ownKeys: families.compactMapValues { $0.device?.publicKey },
             keyOwners: keyOwners, inForce: inForce)
         if let lastPlan, lastPlan.ingredients == ingredients { return lastPlan.plan }
         let plan = NodePlan(
-            manifests: Array(snapshot.manifests.values), node: options.node, ownKeys: ingredients.ownKeys,
+            inventory.cluster, node: options.node, ownKeys: ingredients.ownKeys,
             keyOwners: keyOwners, overrides: options.overrides, inForce: inForce)
         inForce = plan.settings
         keyOwners = plan.keyOwners

@@ -179,7 +179,7 @@ public struct NodeView: Sendable {
     /// Names of pods' workloads by address: the controller that has made the pod, `namespace/kind/name`.
     static func workloadNames(_ cluster: ClusterState) -> [IPAddress: String] {
         var names: [IPAddress: String] = [:]
-        for pod in cluster.pods
+        for pod in cluster.pods.values
         where !pod.isHostNetwork && !pod.isFinished && !pod.workload.isEmpty {
             for address in pod.addresses { names[address] = "\(pod.namespace)/\(pod.workload)" }
         }
@@ -188,7 +188,7 @@ public struct NodeView: Sendable {
 
     /// Names of pods and nodes by address, from a snapshot.
     public static func addressNames(_ snapshot: Snapshot) -> [IPAddress: String] {
-        addressNames(ClusterState(Array(snapshot.manifests.values)))
+        addressNames(ClusterState(snapshot.manifests.values))
     }
 
     static func addressNames(_ cluster: ClusterState) -> [IPAddress: String] {
@@ -197,7 +197,7 @@ public struct NodeView: Sendable {
             for address in node.addresses.values { names[address] = node.name }
             for address in node.interfaceAddresses.values { names[address] = node.name }
         }
-        for pod in cluster.pods where !pod.isHostNetwork && !pod.isFinished {
+        for pod in cluster.pods.values where !pod.isHostNetwork && !pod.isFinished {
             for address in pod.addresses { names[address] = pod.namespace == "default" ? pod.name : pod.description }
         }
         return names

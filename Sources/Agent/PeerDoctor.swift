@@ -34,7 +34,7 @@ public struct PeerDoctor: Sendable {
 
     public init(_ view: NodeView, snapshot: Snapshot) {
         self.view = view
-        cluster = ClusterState(Array(snapshot.manifests.values))
+        cluster = ClusterState(snapshot.manifests.values)
     }
 
     /// Steps of one examination; after one that failed, the rest of its family is skipped.
@@ -170,7 +170,7 @@ public struct PeerDoctor: Sendable {
 
     /// Its device's address, then its pods'.
     private func addresses(of node: NodeResource, _ family: AddressFamily) -> [IPAddress] {
-        let pods = cluster.pods.filter { $0.node == node.name && !$0.isHostNetwork && !$0.isFinished }
+        let pods = cluster.pods.values.filter { $0.node == node.name && !$0.isHostNetwork && !$0.isFinished }
             .flatMap(\.addresses).filter { $0.family == family }.sorted()
         return [node.interfaceAddresses[family]].compactMap { $0 } + pods
     }

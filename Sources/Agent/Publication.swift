@@ -50,10 +50,10 @@ struct Publication: Sendable {
     let datastore: any Datastore
     let logger: Logger
 
-    /// Writes annotations and condition where they differ from the snapshot; nil removes one.
-    func write(_ wanted: [String: String?], _ condition: NodeCondition?, _ snapshot: Snapshot?) async throws {
+    /// Writes annotations and condition where they differ from the Node as it is told; nil removes one.
+    func write(_ wanted: [String: String?], _ condition: NodeCondition?, _ manifest: Manifest?) async throws {
         let key = ResourceKey(.node, node)
-        guard let manifest = snapshot?.manifests[key] else { return }
+        guard let manifest else { return }
         let present = manifest.annotations
         guard
             wanted.contains(where: { present[$0.key] != $0.value })
@@ -75,13 +75,11 @@ struct Publication: Sendable {
     }
 
     /// Gives the devices' addresses of families back.
-    func release(_ families: [AddressFamily], _ snapshot: Snapshot?) async throws {
-        guard let snapshot else { return }
+    func release(_ families: [AddressFamily], _ blocks: some Sequence<IPAMBlockResource>) async throws {
         let node = node
-        for family in families {
-            for block in snapshot.manifests(of: .ipamBlock)
-            where AddressAllocation.find(in: block.content, node: node, family: family) != nil {
-                try await datastore.update(block.key) { current in
+        for block in blocks {
+            for family in families where block.deviceAddresses[AddressAllocation.handle(node, family)] != nil {
+                try await datastore.update(ResourceKey(.ipamBlock, block.name)) { current in
                     current.map { AddressAllocation.release(in: $0, node: node, family: family) ?? $0 }
                 }
             }
@@ -96,7 +94,8 @@ struct Publication: Sendable {
             none.updateValue(nil, forKey: NodeAnnotation.interfaceAddress(family))
             none.updateValue(nil, forKey: NodeAnnotation.listeningPort(family))
         }
-        try await write(none, nil, snapshot)
-        try await release(AddressFamily.allCases, snapshot)
+        try await write(none, nil, snapshot.manifests[ResourceKey(.node, node)])
+        let blocks = ClusterState(snapshot.manifests(of: .ipamBlock)).blocks.values
+        try await release(AddressFamily.allCases, blocks)
     }
 }

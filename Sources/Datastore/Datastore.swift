@@ -21,29 +21,28 @@ public struct Snapshot: Sendable {
     }
 }
 
-/// What a watcher is told.
-public enum DatastoreEvent: Sendable {
-    /// A whole, consistent state. The first one says that the first list is complete;
-    /// before it nothing may be pruned.
-    case snapshot(Snapshot)
-    /// The datastore cannot be read; the last snapshot still holds.
-    case unavailable(String)
-}
-
 /// Where resources live: a folder, etcd, Kubernetes.
 public protocol Datastore: Sendable {
     /// For people: `directory:/path`.
     var location: String { get }
-    /// The state now.
-    func read() async throws -> Snapshot
+    /// The state now, of these kinds.
+    func read(_ kinds: Set<ResourceKind>) async throws -> Snapshot
     /// Changes one resource as one step: `change` gets what is there (nil: nothing) and
     /// returns what shall be (nil: delete). It may be called again when somebody else was faster.
     @discardableResult
     func update(
         _ key: ResourceKey, _ change: @Sendable (ManifestValue?) throws -> ManifestValue?
     ) async throws -> ManifestValue?
-    /// The state now, and whenever it changes; latest wins when the reader is slow.
-    func events() async throws -> any AsyncSequence<DatastoreEvent, Never> & Sendable
+    /// Tells `feed` the state now and whatever changes, until it is cancelled: each kind whole at first, and again
+    /// after a break in which changes may have been missed. An error is told as unavailability, and tried again.
+    func follow(_ feed: ChangeFeed) async
+    /// Gives connections back. It is not used any more.
+    func close() async
+}
+
+extension Datastore {
+    public func read() async throws -> Snapshot { try await read(Set(ResourceKind.allCases)) }
+    public func close() async {}
 }
 
 /// An error of a datastore, with what to do.

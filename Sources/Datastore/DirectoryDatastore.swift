@@ -16,6 +16,9 @@ public actor DirectoryDatastore: Datastore {
     private let path: String
     private let queue = KernelQueue(label: "datastore-directory")
     private var parsed: [String: ParsedFile] = [:]
+    /// Of each resource as it was read last.
+    private var versions: [ResourceKey: Int] = [:]
+    private var lastVersion = 0
     private let logger: Logger
 
     private struct ParsedFile {
@@ -23,6 +26,8 @@ public actor DirectoryDatastore: Datastore {
         /// The last content that could be read.
         var manifest: Manifest?
         var problems: [Problem]
+        /// Of the content: what was read later has the greater one.
+        var version = 0
     }
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
@@ -58,8 +63,17 @@ public actor DirectoryDatastore: Datastore {
 
     // MARK: Reading
 
-    public func read() throws -> Snapshot {
+    public func read(_ kinds: Set<ResourceKind>) throws -> Snapshot {
+        var snapshot = try readAll()
+        if kinds.count < ResourceKind.allCases.count {
+            snapshot.manifests = snapshot.manifests.filter { kinds.contains($0.key.kind) }
+        }
+        return snapshot
+    }
+
+    private func readAll() throws -> Snapshot {
         var snapshot = Snapshot()
+        var versions: [ResourceKey: Int] = [:]
         var seen: Set<String> = []
         do {
             // An empty folder is one whose disk is not mounted, not a cluster without resources.
@@ -98,10 +112,12 @@ public actor DirectoryDatastore: Datastore {
                             remedy: "remove one of the two files"))
                 } else {
                     snapshot.manifests[manifest.key] = manifest
+                    versions[manifest.key] = content.version
                 }
             }
         }
         parsed = parsed.filter { seen.contains($0.key) }
+        self.versions = versions
         return snapshot
     }
 
@@ -112,11 +128,17 @@ public actor DirectoryDatastore: Datastore {
     /// Reads a file again when it is not the one that was read before.
     private func refresh(_ file: String, _ entry: FolderEntry) -> ParsedFile {
         if let known = parsed[file], known.entry == entry { return known }
-        var result = ParsedFile(entry: entry, manifest: parsed[file]?.manifest, problems: [])
+        var result = ParsedFile(
+            entry: entry, manifest: parsed[file]?.manifest, problems: [], version: parsed[file]?.version ?? 0)
         do {
             let bytes = try readFile("\(path)/\(file)", limit: 4 << 20)
             let text = String(decoding: bytes, as: UTF8.self)
-            result.manifest = try Manifest(ManifestText.parse(text, origin: file), origin: file)
+            let manifest = try Manifest(ManifestText.parse(text, origin: file), origin: file)
+            if manifest != result.manifest {
+                lastVersion += 1
+                result.version = lastVersion
+                result.manifest = manifest
+            }
         } catch let error as ProblemsError {
             result.problems = error.problems.map { problem in
                 var problem = problem
@@ -150,7 +172,7 @@ public actor DirectoryDatastore: Datastore {
     private func replace(
         _ key: ResourceKey, _ change: (ManifestValue?) throws -> ManifestValue?
     ) throws -> ManifestValue? {
-        _ = try read()
+        _ = try readAll()
         let file = parsed.filter { $0.value.manifest?.key == key }.keys.min() ?? Self.fileName(key)
         if let problem = parsed[file]?.problems.first {
             throw DatastoreError(
@@ -179,7 +201,7 @@ public actor DirectoryDatastore: Datastore {
         } catch let error as Errno {
             throw failure(error, doing: "cannot be written", file: file)
         }
-        _ = try read()
+        _ = try readAll()
         return wanted
     }
 
@@ -190,26 +212,86 @@ public actor DirectoryDatastore: Datastore {
 
     // MARK: Watching
 
-    public func events() async throws -> any AsyncSequence<DatastoreEvent, Never> & Sendable {
-        let watch = try FolderWatch()
-        watchFolders(watch)
-        // The first tick is there from the start: it gives the first snapshot.
-        return watch.ticks.map { _ in await self.next(watch) }
+    /// Looks again whatever was told: a folder may have been away, or mounted over.
+    private static let period = Duration.seconds(10)
+
+    public nonisolated func follow(_ feed: ChangeFeed) async {
+        await withTaskGroup(of: Void.self) { group in
+            let (looks, look) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+            group.addTask {
+                guard let watch = try? FolderWatch() else { return }
+                await self.watchFolders(watch)
+                // The first tick is there from the start.
+                for await _ in watch.ticks {
+                    watch.drain()
+                    await self.watchFolders(watch)
+                    look.yield()
+                }
+            }
+            group.addTask {
+                while !Task.isCancelled {
+                    look.yield()
+                    try? await Task.sleep(for: Self.period)
+                }
+            }
+            var told: Told?
+            for await _ in looks { await self.tell(feed, &told) }
+            group.cancelAll()
+        }
     }
 
-    private func next(_ watch: FolderWatch) -> DatastoreEvent {
-        watch.drain()
-        watchFolders(watch)
+    /// What a feed has been told: the version of each resource.
+    private struct Told {
+        var versions: [ResourceKey: Int] = [:]
+        var problems: [Problem] = []
+        var isComplete = true
+    }
+
+    private func tell(_ feed: ChangeFeed, _ told: inout sending Told?) {
+        let snapshot: Snapshot
         do {
-            return .snapshot(try read())
+            snapshot = try readAll()
         } catch {
             logger.warning("datastore cannot be read", metadata: ["error": "\(error)"])
-            return .unavailable("\(error)")
+            told = nil
+            return feed.note(.unavailable("\(error)"))
         }
+        var changes = ResourceChanges()
+        var now = Told(problems: snapshot.problems, isComplete: snapshot.isComplete)
+        for (key, manifest) in snapshot.manifests {
+            let version = versions[key] ?? 0
+            now.versions[key] = version
+            if told?.versions[key] != version { changes.put(manifest, own: feed.node) }
+        }
+        if let told {
+            let gone = told.versions.keys.filter { now.versions[$0] == nil }
+            for key in gone { changes.remove(key) }
+            // Another disk, or an empty one, is a list to be wondered at, not so many deletions.
+            for (kind, keys) in Dictionary(grouping: gone, by: \.kind) where keys.count >= 9 {
+                let former = told.versions.keys.count { $0.kind == kind }
+                guard keys.count * 10 >= former * 9 else { continue }
+                for (key, manifest) in snapshot.manifests where key.kind == kind {
+                    changes.put(manifest, own: feed.node)
+                }
+                changes.whole.insert(kind)
+            }
+        } else {
+            changes.whole = Set(ResourceKind.allCases)
+        }
+        changes.availability = .available
+        if told?.problems != now.problems || told?.isComplete != now.isComplete {
+            changes.problems = now.problems
+            changes.isComplete = now.isComplete
+        }
+        told = now
+        feed.post(changes)
     }
 
     /// A folder may be new, or come back.
     private func watchFolders(_ watch: FolderWatch) {
-        for folder in [path] + ResourceKind.allCases.map({ "\(path)/\($0.plural)" }) { try? watch.add(folder) }
+        let parent = path.split(separator: "/").dropLast().joined(separator: "/")
+        for folder in ["/\(parent)", path] + ResourceKind.allCases.map({ "\(path)/\($0.plural)" }) {
+            try? watch.add(folder)
+        }
     }
 }

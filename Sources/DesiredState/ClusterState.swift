@@ -4,26 +4,74 @@ public import Model
 
 /// The cluster's resources, typed, with what is wrong with them.
 public struct ClusterState: Sendable {
-    public var nodes: [String: NodeResource] = [:]
-    public var pods: [PodResource] = []
-    public var pools: [IPPoolResource] = []
-    public var blocks: [IPAMBlockResource] = []
-    public var affinities: [BlockAffinityResource] = []
-    public var problems: [Problem] = []
+    public private(set) var nodes: [String: NodeResource] = [:]
+    public private(set) var pods: [ResourceKey: PodResource] = [:]
+    public private(set) var pools: [String: IPPoolResource] = [:]
+    public private(set) var blocks: [String: IPAMBlockResource] = [:]
+    public private(set) var affinities: [String: BlockAffinityResource] = [:]
+    /// FelixConfigurations and DataplaneConfigurations.
+    public private(set) var configurations: [ResourceKey: Manifest] = [:]
+    private var problemsByKey: [ResourceKey: [Problem]] = [:]
+
+    public init() {}
 
     /// Reads all manifests; a bad one leaves a problem and harms no other.
-    public init(_ manifests: [Manifest]) {
-        for manifest in manifests.sorted(by: { $0.key < $1.key }) {
-            switch manifest.key.kind {
-            case .node: nodes[manifest.key.name] = NodeResource(manifest, problems: &problems)
-            case .pod: pods.append(PodResource(manifest, problems: &problems))
-            case .ipPool: if let pool = IPPoolResource(manifest, problems: &problems) { pools.append(pool) }
-            case .ipamBlock: if let block = IPAMBlockResource(manifest, problems: &problems) { blocks.append(block) }
-            case .blockAffinity:
-                if let affinity = BlockAffinityResource(manifest, problems: &problems) { affinities.append(affinity) }
-            case .felixConfiguration, .dataplaneConfiguration: break
-            }
+    public init(_ manifests: some Sequence<Manifest>) {
+        for manifest in manifests { set(manifest.key, to: ResourceEntry(manifest)) }
+    }
+
+    /// By key.
+    public var problems: [Problem] {
+        problemsByKey.sorted { $0.key < $1.key }.flatMap(\.value)
+    }
+
+    public func configurations(of kind: ResourceKind) -> [Manifest] {
+        configurations.filter { $0.key.kind == kind }.sorted { $0.key < $1.key }.map(\.value)
+    }
+
+    /// Puts a resource in the place of what was there; nil: it is gone.
+    public mutating func set(_ key: ResourceKey, to entry: ResourceEntry?) {
+        problemsByKey[key] = entry.flatMap { $0.problems.isEmpty ? nil : $0.problems }
+        switch key.kind {
+        case .node: nodes[key.name] = if case .node(let value)? = entry?.resource { value } else { nil }
+        case .pod: pods[key] = if case .pod(let value)? = entry?.resource { value } else { nil }
+        case .ipPool: pools[key.name] = if case .pool(let value)? = entry?.resource { value } else { nil }
+        case .ipamBlock: blocks[key.name] = if case .block(let value)? = entry?.resource { value } else { nil }
+        case .blockAffinity:
+            affinities[key.name] = if case .affinity(let value)? = entry?.resource { value } else { nil }
+        case .felixConfiguration, .dataplaneConfiguration:
+            configurations[key] = if case .configuration(let value)? = entry?.resource { value } else { nil }
         }
+    }
+
+    /// What there is of a resource.
+    public subscript(key: ResourceKey) -> ResourceEntry? {
+        let resource: Resource? =
+            switch key.kind {
+            case .node: nodes[key.name].map(Resource.node)
+            case .pod: pods[key].map(Resource.pod)
+            case .ipPool: pools[key.name].map(Resource.pool)
+            case .ipamBlock: blocks[key.name].map(Resource.block)
+            case .blockAffinity: affinities[key.name].map(Resource.affinity)
+            case .felixConfiguration, .dataplaneConfiguration: configurations[key].map(Resource.configuration)
+            }
+        let problems = problemsByKey[key] ?? []
+        return resource == nil && problems.isEmpty ? nil : ResourceEntry(resource: resource, problems: problems)
+    }
+
+    /// The keys of a kind, of resources that are of no use too.
+    public func keys(of kind: ResourceKind) -> Set<ResourceKey> {
+        var keys: Set<ResourceKey>
+        switch kind {
+        case .node: keys = Set(nodes.keys.map { ResourceKey(kind, $0) })
+        case .pod: keys = Set(pods.keys)
+        case .ipPool: keys = Set(pools.keys.map { ResourceKey(kind, $0) })
+        case .ipamBlock: keys = Set(blocks.keys.map { ResourceKey(kind, $0) })
+        case .blockAffinity: keys = Set(affinities.keys.map { ResourceKey(kind, $0) })
+        case .felixConfiguration, .dataplaneConfiguration: keys = Set(configurations.keys.filter { $0.kind == kind })
+        }
+        for key in problemsByKey.keys where key.kind == kind { keys.insert(key) }
+        return keys
     }
 
     /// Where pods' addresses come from when no setting says.

@@ -86,22 +86,21 @@ public struct NodePlan: Sendable {
     }
 
     /// - Parameters:
-    ///   - manifests: all resources.
+    ///   - cluster: all resources.
     ///   - node: this node's name.
     ///   - ownKeys: the public keys of this node's devices; nobody else may claim them.
     ///   - keyOwners: who had each key before.
     ///   - overrides: settings of this node said outside the datastore.
     ///   - inForce: this node's settings until now.
     public init(
-        manifests: [Manifest], node: String, ownKeys: [AddressFamily: PublicKey] = [:],
+        _ cluster: ClusterState, node: String, ownKeys: [AddressFamily: PublicKey] = [:],
         keyOwners: [PublicKey: String] = [:], overrides: [SettingOverride] = [], inForce: Settings? = nil
     ) {
-        let cluster = ClusterState(manifests)
         var problems = cluster.problems
         self.node = node
         effective = EffectiveSettings(
-            felix: manifests.filter { $0.key.kind == .felixConfiguration },
-            dataplane: manifests.filter { $0.key.kind == .dataplaneConfiguration }, node: node, overrides: overrides,
+            felix: cluster.configurations(of: .felixConfiguration),
+            dataplane: cluster.configurations(of: .dataplaneConfiguration), node: node, overrides: overrides,
             inForce: inForce, problems: &problems)
         let settings = effective.settings
         routeSource = settings.routeSource ?? cluster.automaticRouteSource
@@ -116,18 +115,19 @@ public struct NodePlan: Sendable {
                     remedy: "create it, or name another with --node"))
         }
         keepAlive = cluster.nodes[node]?.keepAlive ?? settings.keepAlive
-        isBesideCalicoNode = cluster.pods.contains { $0.node == node && $0.isCalicoNode && !$0.isFinished }
+        isBesideCalicoNode = cluster.pods.values.contains { $0.node == node && $0.isCalicoNode && !$0.isFinished }
         let provider = cluster.nodes[node]?.provider ?? ""
         encryptsHosts = settings.hostEncryption ?? ["aws", "azure"].contains(provider)
         cloudOverhead = encryptsHosts && provider == "azure" ? 100 : 0
-        for pod in cluster.pods where pod.node == node && !pod.isHostNetwork && !pod.isFinished {
+        for (_, pod) in cluster.pods where pod.node == node && !pod.isHostNetwork && !pod.isFinished {
             pods.append(
                 LocalPod(
                     name: pod.description, addresses: pod.addresses,
                     allowedSources: settings.sourceSpoofing == .any ? pod.allowedSources : []))
         }
+        pods.sort { $0.name < $1.name }
         // A node's own configuration may give it another port.
-        let felix = manifests.filter { $0.key.kind == .felixConfiguration }
+        let felix = cluster.configurations(of: .felixConfiguration)
         for name in cluster.nodes.keys where felix.contains(where: { $0.key.name == "node.\(name)" }) {
             let other = Settings(felix: felix, dataplane: [], node: name)
             ports[name] = [.ipv4: other.ipv4.listeningPort, .ipv6: other.ipv6.listeningPort]
@@ -148,7 +148,7 @@ public struct NodePlan: Sendable {
     ) -> FamilyPlan {
         var plan = FamilyPlan()
         plan.hasUnderlay = cluster.nodes[node]?.addresses[family] != nil
-        for pool in cluster.pools where !pool.isDisabled && pool.cidr.family == family {
+        for pool in cluster.pools.values where !pool.isDisabled && pool.cidr.family == family {
             plan.routes[pool.cidr] = .pool
         }
         var prefixes: [String: Set<CIDR>] = [:]

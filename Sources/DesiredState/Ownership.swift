@@ -34,7 +34,7 @@ public struct Ownership: Sendable {
                 }
             }
         case .workloadIPs:
-            for pod in cluster.pods where !pod.isHostNetwork && !pod.isFinished && !pod.node.isEmpty {
+            for pod in cluster.pods.values where !pod.isHostNetwork && !pod.isFinished && !pod.node.isEmpty {
                 for address in pod.addresses {
                     claims.append(
                         Claim(
@@ -58,10 +58,10 @@ public struct Ownership: Sendable {
 
     private static func calicoClaims(_ cluster: ClusterState) -> [Claim] {
         var claims: [Claim] = []
-        for block in cluster.blocks {
+        for block in cluster.blocks.values {
             let resource = "IPAMBlock/\(block.name)"
             if let node = block.affinity {
-                let confirmed = cluster.affinities.contains {
+                let confirmed = cluster.affinities.values.contains {
                     $0.cidr == block.cidr && $0.node == node && $0.isConfirmed
                 }
                 claims.append(
@@ -86,7 +86,7 @@ public struct Ownership: Sendable {
             ($0.isConfirmed ? 0 : 1, $0.node, $0.cidr, $0.resource)
                 < ($1.isConfirmed ? 0 : 1, $1.node, $1.cidr, $1.resource)
         }
-        let pools = cluster.pools.map(\.cidr)
+        let pools = cluster.pools.values.map(\.cidr)
         let nodeAddresses = cluster.nodes.values.flatMap(\.addresses.values)
         var blocks: [Claim] = []
         for claim in sorted {

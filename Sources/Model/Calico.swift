@@ -32,11 +32,13 @@ public struct IPAMBlockResource: Sendable, Hashable {
     public var affinity: String?
     /// Addresses held by nodes other than the affine one ("borrowed"), by node.
     public var borrowed: [String: [IPAddress]]
+    /// Addresses of WireGuard devices, by the handle that holds each.
+    public var deviceAddresses: [String: IPAddress]
 
     /// Nil when there is no usable CIDR.
     public init?(_ manifest: Manifest, problems: inout [Problem]) {
         var reader = FieldReader(manifest.content, resource: manifest.key.description)
-        var result: (cidr: CIDR, affinity: String?, borrowed: [String: [IPAddress]])?
+        var result: (cidr: CIDR, affinity: String?, borrowed: [String: [IPAddress]], devices: [String: IPAddress])?
         reader.object("spec") { spec in
             guard let cidr = spec.cidr("cidr") else {
                 if spec.value["cidr"] == nil {
@@ -53,10 +55,11 @@ public struct IPAMBlockResource: Sendable, Hashable {
                     spec.report("affinity", value: text, "names no node", remedy: "write it like host:node1")
                 }
             }
-            let owners: [String?] = spec.objects("attributes") { attribute -> String?? in
-                .some(attribute.object("secondary") { $0.string("node") })
+            let owners: [(node: String?, handle: String?)] = spec.objects("attributes") { attribute in
+                (attribute.object("secondary") { $0.string("node") }, attribute.string("handle_id"))
             }
             var borrowed: [String: [IPAddress]] = [:]
+            var devices: [String: IPAddress] = [:]
             if case .array(let allocations)? = spec.field("allocations") {
                 for (offset, value) in allocations.enumerated() {
                     guard case .integer(let index) = value else { continue }
@@ -66,13 +69,13 @@ public struct IPAMBlockResource: Sendable, Hashable {
                             remedy: "the block has \(owners.count) attributes")
                         continue
                     }
-                    guard let owner = owners[Int(index)], owner != affinity,
-                        let address = cidr.address(at: UInt64(offset))
-                    else { continue }
-                    borrowed[owner, default: []].append(address)
+                    let (owner, handle) = owners[Int(index)]
+                    guard let address = cidr.address(at: UInt64(offset)) else { continue }
+                    if let handle, handle.hasPrefix("wireguard-") { devices[handle] = devices[handle] ?? address }
+                    if let owner, owner != affinity { borrowed[owner, default: []].append(address) }
                 }
             }
-            if !deleted { result = (cidr, affinity, borrowed) }
+            if !deleted { result = (cidr, affinity, borrowed, devices) }
         }
         problems += reader.problems
         guard let result else { return nil }
@@ -80,6 +83,7 @@ public struct IPAMBlockResource: Sendable, Hashable {
         cidr = result.cidr
         affinity = result.affinity
         borrowed = result.borrowed
+        deviceAddresses = result.devices
     }
 }
 

@@ -52,6 +52,11 @@ public enum InputRuleChoice: String, Sendable, Hashable, Codable, CaseIterable {
 }
 
 /// What happens to traffic that is to be encrypted and cannot be.
+public enum MassDeletionChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case hold = "Hold"
+    case apply = "Apply"
+}
+
 public enum StrictModeChoice: String, Sendable, Hashable, Codable, CaseIterable {
     case disabled = "Disabled"
     case enabled = "Enabled"

@@ -39,6 +39,10 @@ extension SettingDescription {
         SettingDescription(
             "sourceCheck", .dataplaneConfiguration, \.sourceCheck, words(SourceCheckChoice.self),
             "pods send from their own addresses only. eBPF mode", text: word),
+        SettingDescription(
+            "massDeletion", .dataplaneConfiguration, \.massDeletion, words(MassDeletionChoice.self),
+            "Hold: a list from the datastore that is empty, or a tenth of what was there, is kept from taking effect, with an alarm; Apply: it is believed",
+            text: word),
     ]
 
     static let flowExport: [SettingDescription] = [

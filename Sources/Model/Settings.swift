@@ -52,6 +52,7 @@ public struct Settings: Sendable, Hashable, Codable {
         .compactMap { PortRange($0) }
     public var segmentClamp = SegmentClamp.auto
     public var sourceCheck = SourceCheckChoice.enabled
+    public var massDeletion = MassDeletionChoice.hold
     public var sourceSpoofing = SourceSpoofingChoice.disabled
     /// Source ports of the masquerade.
     public var natPorts: ClosedRange<UInt16> = 32768...60999

@@ -130,6 +130,12 @@ public func currentEnvironment() -> [String] {
     return result
 }
 
+/// Where PATH has a program; nil: nowhere.
+public func findProgram(_ name: String) -> String? {
+    let path = currentEnvironment().first { $0.hasPrefix("PATH=") }?.dropFirst(5) ?? "/usr/bin:/bin"
+    return path.split(separator: ":").map { "\($0)/\(name)" }.first { fileExists($0) }
+}
+
 /// Whether the process has root's rights.
 public func isRoot() -> Bool { geteuid() == 0 }
 

@@ -24,8 +24,7 @@ public final class UserspaceBackend: WireGuardBackend {
     public static func isAvailable(program: String = "wireguard-go") -> Bool {
         // Opened, since the file alone is there without the module tun too; opening loads it.
         guard (try? openFile("/dev/net/tun", flags: O_RDWR)) != nil else { return false }
-        let path = currentEnvironment().first { $0.hasPrefix("PATH=") }?.dropFirst(5) ?? "/usr/bin:/bin"
-        return path.split(separator: ":").contains { fileExists("\($0)/\(program)") }
+        return findProgram(program) != nil
     }
 
     private func socketPath(_ device: String) -> String { "\(folder)/\(device).sock" }

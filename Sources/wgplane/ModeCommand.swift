@@ -43,7 +43,7 @@ struct ModeGetCommand: AsyncParsableCommand {
 
     func run() async throws {
         let snapshot = try await datastore.open().read()
-        let cluster = ClusterState(Array(snapshot.manifests.values))
+        let cluster = ClusterState(snapshot.manifests.values)
         let names = node.map { [$0] } ?? cluster.nodes.keys.sorted()
         let rows = try names.map { name -> Row in
             guard let found = cluster.nodes[name] else { throw notFound(ResourceKey(.node, name)) }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Datastore
+import DesiredState
 import Foundation
 import Logging
 import Model
@@ -143,7 +144,7 @@ struct DatastoreTests {
         let folder = try await Folder()
         let writer = DirectoryDatastore(path: folder.path, logger: Self.logger)
         try await writer.update(ResourceKey(.node, "n1")) { _ in Self.node("n1") }
-        let seen = try await Self.follow(folder.store.events()) { count in
+        let seen = try await Self.follow(folder.store) { count in
             if count == 1 { try await writer.update(ResourceKey(.node, "n2")) { _ in Self.node("n2") } }
             if count == 2 { try await writer.update(ResourceKey(.node, "n1")) { _ in nil } }
         }
@@ -152,13 +153,17 @@ struct DatastoreTests {
 
     /// Distinct states as they come, three at most; `react` is called after each new one.
     private static func follow(
-        _ events: some AsyncSequence<DatastoreEvent, Never>, _ react: (Int) async throws -> Void
+        _ store: DirectoryDatastore, _ react: (Int) async throws -> Void
     ) async throws -> [[String]] {
+        let feed = ChangeFeed(node: "n1")
+        let follower = Task { await store.follow(feed) }
+        defer { follower.cancel() }
+        var inventory = Inventory(node: "n1")
         var seen: [[String]] = []
-        for await event in events {
-            guard case .snapshot(let snapshot) = event else { continue }
-            let names = snapshot.manifests.keys.map(\.name).sorted()
-            if seen.last == names { continue }
+        for await _ in feed.signals {
+            inventory.apply(feed.take())
+            let names = inventory.cluster.nodes.keys.sorted()
+            if !inventory.isReady || seen.last == names { continue }
             seen.append(names)
             if seen.count == 3 { break }
             try await react(seen.count)

@@ -74,7 +74,7 @@ struct DesiredStateTests {
 
     @Test("peers, allowed IPs and routes of a small cluster")
     func cluster() throws {
-        let plan = NodePlan(manifests: Make.cluster, node: "n1")
+        let plan = NodePlan(ClusterState(Make.cluster), node: "n1")
         #expect(plan.problems == [])
         #expect(plan.routeSource == .calicoIPAM)
         #expect(plan.ipv4.peers.keys.sorted() == ["n2"])
@@ -102,9 +102,9 @@ struct DesiredStateTests {
                 Make.block("10.48.2.0/26", "n3", name: "again"), Make.block("10.48.2.0/25", "n3", name: "wider"),
                 Make.node("n4", "10.0.0.4", key: Make.key(2)), Make.node("n5", "10.0.0.5", key: Make.key(2)),
             ]
-        let first = NodePlan(manifests: manifests, node: "n1")
+        let first = NodePlan(ClusterState(manifests), node: "n1")
         for _ in 0..<1000 {
-            let other = NodePlan(manifests: manifests.shuffled(using: &generator), node: "n1")
+            let other = NodePlan(ClusterState(manifests.shuffled(using: &generator)), node: "n1")
             #expect(other.ipv4 == first.ipv4 && other.problems == first.problems)
         }
     }
@@ -113,18 +113,18 @@ struct DesiredStateTests {
     func duplicateKey() throws {
         let manifests =
             Make.cluster + [Make.node("n4", "10.0.0.4", key: Make.key(2)), Make.block("10.48.4.0/26", "n4")]
-        let cold = NodePlan(manifests: manifests, node: "n1")
+        let cold = NodePlan(ClusterState(manifests), node: "n1")
         #expect(cold.ipv4.peers.isEmpty)
         #expect(cold.problems.map(\.resource) == ["Node/n2", "Node/n4"])
         let warm = NodePlan(
-            manifests: manifests, node: "n1", keyOwners: NodePlan(manifests: Make.cluster, node: "n1").keyOwners)
+            ClusterState(manifests), node: "n1", keyOwners: NodePlan(ClusterState(Make.cluster), node: "n1").keyOwners)
         #expect(warm.ipv4.peers.keys.sorted() == ["n2"])
         #expect(warm.problems.map(\.resource) == ["Node/n4"])
         #expect(
             warm.problems[0].value == Make.key(2).description && warm.problems[0].field.contains("WireguardPublicKey"))
         // Ours is ours, whatever others publish.
         let thief = Make.cluster + [Make.node("n4", "10.0.0.4", key: Make.key(1))]
-        let own = NodePlan(manifests: thief, node: "n1", ownKeys: [.ipv4: Make.key(1)])
+        let own = NodePlan(ClusterState(thief), node: "n1", ownKeys: [.ipv4: Make.key(1)])
         #expect(own.ipv4.peers.keys.sorted() == ["n2"])
         #expect(own.problems.map(\.resource) == ["Node/n4"])
     }
@@ -137,14 +137,14 @@ struct DesiredStateTests {
             Make.manifest(.ipamBlock, "nonsense", .object(["spec": .object(["cidr": "10.48.9.1/26"])])),
             Make.manifest(.ipamBlock, "empty", .object([:])),
         ]
-        let plan = NodePlan(manifests: Make.cluster + bad, node: "n1")
+        let plan = NodePlan(ClusterState(Make.cluster + bad), node: "n1")
         let told = plan.problems.map(\.resource)
         #expect(
             told == [
                 "IPAMBlock/covers-nodes", "IPAMBlock/empty", "IPAMBlock/nonsense", "IPAMBlock/outside",
                 "IPAMBlock/overlaps", "IPAMBlock/twice",
             ])
-        #expect(plan.ipv4 == NodePlan(manifests: Make.cluster, node: "n1").ipv4, "the rest goes on")
+        #expect(plan.ipv4 == NodePlan(ClusterState(Make.cluster), node: "n1").ipv4, "the rest goes on")
         for problem in plan.problems { #expect(!problem.field.isEmpty && !problem.remedy.isEmpty) }
     }
 
@@ -155,7 +155,7 @@ struct DesiredStateTests {
             Make.node("n7", "10.0.0.7", annotations: [NodeAnnotation.publicKey(.ipv4): "nonsense"]),
             Make.node("n8", "not-an-address", key: Make.key(8)),
         ]
-        let plan = NodePlan(manifests: Make.cluster + bad, node: "n1")
+        let plan = NodePlan(ClusterState(Make.cluster + bad), node: "n1")
         #expect(plan.ipv4.peers.keys.sorted() == ["n2"])
         #expect(Set(plan.problems.map(\.resource)) == ["Node/n6", "Node/n7", "Node/n8"])
         #expect(plan.problems.contains { $0.resource == "Node/n7" && $0.value == "nonsense" })
@@ -168,14 +168,14 @@ struct DesiredStateTests {
         one.content[["spec", "podCIDRs"]] = .array(["10.244.1.0/24"])
         var two = Make.node("n2", "10.0.0.2", key: Make.key(2))
         two.content[["spec", "podCIDR"]] = "10.244.2.0/24"
-        let plan = NodePlan(manifests: [one, two], node: "n1")
+        let plan = NodePlan(ClusterState([one, two]), node: "n1")
         #expect(plan.routeSource == .podCIDRs)
         #expect(plan.ipv4.peers["n2"]?.allowedIPs == [try cidr("10.244.2.0/24")])
         let pod = Manifest(
             key: ResourceKey(.pod, "web"),
             content: .object(["spec": .object(["nodeName": "n2"]), "status": .object(["podIP": "10.9.9.9"])]))
         let workloads = NodePlan(
-            manifests: [Make.node("n1", "10.0.0.1"), Make.node("n2", "10.0.0.2", key: Make.key(2)), pod], node: "n1")
+            ClusterState([Make.node("n1", "10.0.0.1"), Make.node("n2", "10.0.0.2", key: Make.key(2)), pod]), node: "n1")
         #expect(workloads.routeSource == .workloadIPs)
         #expect(workloads.ipv4.peers["n2"]?.allowedIPs == [try cidr("10.9.9.9/32")])
     }

@@ -37,7 +37,7 @@ struct EndpointTests {
             NodeAnnotation.endpoint(family): .string(text), NodeAnnotation.publicKey(family): .string(key.description),
             NodeAnnotation.listeningPort(.ipv4): "4444", NodeAnnotation.listeningPort(.ipv6): "4445",
         ])
-        let plan = NodePlan(manifests: [manifest], node: "n1")
+        let plan = NodePlan(ClusterState([manifest]), node: "n1")
         let peer = try #require(plan[family].peers["n2"])
         #expect(peer.endpoint?.description ?? "" == expected)
         #expect(peer.address == IPAddress(family == .ipv4 ? "10.0.0.2" : "fd00::2"))

@@ -81,6 +81,7 @@ struct SettingsTests {
         ("wireguardBackend", "Go"), ("wireguardSteeringPath", "Short"), ("wireguardStrictMode", "true"),
         ("wireguardMSSClamp", "12"), ("wireguardHostExemptPorts", .array(["tcp"])),
         ("wireguardFirewallMark", "0x1000"), ("wireguardInputRule", "Always"), ("sourceCheck", "No"),
+        ("massDeletion", "Maybe"),
         ("flowExportCollector", "192.0.2.9:4739"), ("flowExportFile", "flows.json"),
         ("flowExportFileMegabytes", .integer(0)), ("flowExportAggregation", "Pod"),
         ("flowExportActiveTimeout", "0s"), ("flowExportIdleTimeout", "later"),

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import AsyncHTTPClient
+internal import Datastore
+internal import Foundation
+internal import Logging
+internal import Model
+
+/// Follows one kind: a list in pages, then a watch from there, resumed after each break; listed again when the server
+/// no longer knows, or does not know yet, where the watch was.
+struct KindWatcher: Sendable {
+    let kind: ResourceKind
+    /// Of pods: only this node's; nil: all.
+    let podsOf: String?
+    let client: KubernetesClient
+    let feed: ChangeFeed
+    let health: Health
+    let logger: Logger
+    let pageSize: Int
+
+    /// How often a kind is asked for whose CustomResourceDefinition is not there.
+    let absentPeriod: Duration
+
+    /// Why a watch cannot go on from where it was.
+    private struct Expired: Error {}
+
+    private var part: String { kind.plural }
+
+    private var selector: [(name: String, value: String)] {
+        podsOf.map { [(name: "fieldSelector", value: "spec.nodeName=\($0)")] } ?? []
+    }
+
+    /// Until it is cancelled.
+    func run() async {
+        var backoff = Backoff()
+        var version: String?
+        var lastVersion: String?
+        var mayHaveGoneBack = false
+        while !Task.isCancelled {
+            do {
+                let from: String
+                if let version { from = version } else { from = try await list(atLeast: lastVersion) }
+                version = from
+                lastVersion = from
+                if mayHaveGoneBack, try await hasGoneBack(behind: from) { throw Expired() }
+                mayHaveGoneBack = false
+                await health.succeeded(part)
+                try await watch(&version, &backoff)
+            } catch is CancellationError {
+                return
+            } catch is Expired {
+                logger.info("watch has expired and is listed anew", metadata: ["kind": "\(kind.rawValue)"])
+                version = nil
+                await pause(backoff.next())
+            } catch let error as KubernetesError where error.code == 404 && kind.isCustom {
+                await noteAbsent()
+                version = nil
+                await pause(absentPeriod * Double.random(in: 0.75...1.25))
+            } catch {
+                if Task.isCancelled { return }
+                let known = error as? KubernetesError
+                if known?.code == 410 { version = nil }
+                // A version that the server has not got to: it was restored from an older backup.
+                if known?.code == 504 || known?.code == 500, known?.message.contains("resource version") == true {
+                    (version, lastVersion) = (nil, nil)
+                }
+                if Self.isSilence(error) { client.renew() }
+                mayHaveGoneBack = true
+                await health.failed(part, Self.text(error))
+                await pause(backoff.next(atLeast: known?.retryAfter ?? .zero))
+            }
+            if version != nil { backoff.succeeded() }
+        }
+    }
+
+    private func pause(_ duration: Duration) async { try? await Task.sleep(for: duration) }
+
+    private static func isSilence(_ error: any Error) -> Bool {
+        guard let error = error as? HTTPClientError else { return false }
+        return [.readTimeout, .deadlineExceeded, .connectTimeout].contains(error)
+    }
+
+    static func text(_ error: any Error) -> String {
+        error is KubernetesError || error is AccessError ? "\(error)" : "the API server does not answer (\(error))"
+    }
+
+    private func noteAbsent() async {
+        var changes = ResourceChanges()
+        changes.whole = [kind]
+        feed.post(changes)
+        await health.succeeded(part)
+    }
+
+    /// Whether the server is behind a version that it has told: it was restored from an older backup. A watch from the
+    /// future is silent, so this is asked after each break.
+    private func hasGoneBack(behind version: String) async throws -> Bool {
+        var request = KubernetesClient.Request(verb: "list", target: kind.plural, path: kind.listPath)
+        request.query = selector + [(name: "limit", value: "1")]
+        let page = try FieldMask.fields([:]).decoder().decode(ListPage.self, from: Data(try await client.send(request)))
+        return Self.isBehind(page.metadata.resourceVersion, version)
+    }
+
+    /// Versions are etcd's revisions, and numbers (KEP 5504).
+    private static func isBehind(_ version: String?, _ other: String?) -> Bool {
+        guard let version = version.flatMap({ UInt64($0) }), let other = other.flatMap({ UInt64($0) }) else {
+            return false
+        }
+        return version < other
+    }
+
+    // MARK: List
+
+    /// Tells the whole list and returns its version. Nothing is told before its last page has come.
+    private func list(atLeast version: String?) async throws -> String {
+        var changes = ResourceChanges()
+        changes.whole = [kind]
+        if kind == .pod { changes.podScope = podsOf == nil ? .all : .own }
+        let decoder = FieldMask.followed(kind).decoder()
+        var token: String?
+        repeat {
+            var request = KubernetesClient.Request(verb: "list", target: kind.plural, path: kind.listPath)
+            request.query = selector
+            if podsOf != nil {
+                // Few: from the server's cache, which is at least as new as what was seen.
+                request.query.append((name: "resourceVersion", value: version ?? "0"))
+            } else {
+                request.query.append((name: "limit", value: "\(pageSize)"))
+                if let token { request.query.append((name: "continue", value: token)) }
+            }
+            let page = try decoder.decode(ListPage.self, from: Data(try await client.send(request)))
+            for item in page.items ?? [] { note(item.value.named(kind), in: &changes) }
+            token = page.metadata.continue.flatMap { $0.isEmpty ? nil : $0 }
+            if token == nil {
+                feed.post(changes)
+                logger.debug(
+                    "listed", metadata: ["kind": "\(kind.rawValue)", "count": "\(changes.entries.count)"])
+                return page.metadata.resourceVersion ?? "0"
+            }
+        } while true
+    }
+
+    private func note(_ value: ManifestValue, in changes: inout ResourceChanges) {
+        do {
+            changes.put(try Manifest(value, origin: kind.rawValue), own: feed.node)
+        } catch {
+            logger.warning("resource cannot be read", metadata: ["error": "\(error)"])
+        }
+    }
+
+    // MARK: Watch
+
+    private func watch(_ version: inout String?, _ backoff: inout Backoff) async throws {
+        let seconds = Int.random(in: 300...600)
+        var request = KubernetesClient.Request(verb: "watch", target: kind.plural, path: kind.listPath)
+        request.query =
+            selector + [
+                (name: "watch", value: "1"), (name: "allowWatchBookmarks", value: "true"),
+                (name: "resourceVersion", value: version ?? "0"), (name: "timeoutSeconds", value: "\(seconds)"),
+            ]
+        let decoder = FieldMask.followed(kind).decoder()
+        var last = version
+        defer { version = last }
+        try await client.stream(request, seconds: seconds) { bytes in
+            let line = try decoder.decode(WatchLine.self, from: Data(bytes))
+            let object = line.object.value
+            var changes = ResourceChanges()
+            switch line.type {
+            case .added, .modified: note(object.named(kind), in: &changes)
+            case .deleted: changes.remove(try Manifest(object.named(kind), origin: kind.rawValue).key)
+            case .bookmark: if Self.isBehind(object.resourceVersion, last) { throw Expired() }
+            case .error:
+                // Comes with HTTP status 200.
+                let whole = try JSONDecoder().decode(ErrorLine.self, from: Data(bytes)).object
+                guard whole.code != 410, whole.reason != "Expired", whole.reason != "Gone" else { throw Expired() }
+                throw KubernetesError(
+                    verb: "watch", target: kind.plural, code: whole.code ?? 500, reason: whole.reason ?? "",
+                    message: whole.message ?? "")
+            }
+            if let new = object.resourceVersion { last = new }
+            feed.post(changes)
+            if line.type == .bookmark { await health.succeeded(part) }
+        }
+    }
+
+    private struct ErrorLine: Decodable {
+        struct Status: Decodable {
+            var code: Int?
+            var reason: String?
+            var message: String?
+        }
+        var object: Status
+    }
+}
