@@ -16,6 +16,8 @@ internal import SystemPackage
 /// without an agent, and the next one adopts it.
 public struct AgentService: Service {
     private let options: AgentOptions
+    /// How long the first answer of a datastore is waited for before an earlier agent's memory is used.
+    private static let patience = Duration.seconds(5)
     private let datastore: any Datastore
     private let logger: Logger
 
@@ -39,6 +41,16 @@ public struct AgentService: Service {
                 for await _ in controller.feed.signals.cancelOnGracefulShutdown() {
                     await controller.receiveChanges()
                     signal.yield()
+                }
+            }
+            group.addTask {
+                // A datastore that neither answers nor refuses.
+                await cancelWhenGracefulShutdown { try? await Task.sleep(for: Self.patience) }
+                await controller.recall()
+                signal.yield()
+                for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
+                {
+                    await controller.keepCache()
                 }
             }
             group.addTask {
@@ -91,6 +103,7 @@ public struct AgentService: Service {
             await group.waitForAll()
         }
         await controller.flows.finish()
+        await controller.keepCache(isLast: true)
         logger.notice("agent stops; the data plane goes on", metadata: ["node": "\(options.node)"])
         lock.release()
     }

@@ -143,7 +143,7 @@ struct DeviceManager {
     }
 
     private func setting(_ family: String, _ device: String, _ name: String, _ value: String) throws {
-        let path = "/proc/sys/net/\(family)/conf/\(device)/\(name)"
+        let path = "\(kernelSettings)/net/\(family)/conf/\(device)/\(name)"
         guard fileExists(path) else { return }
         try writeExistingFile(path, value)
     }

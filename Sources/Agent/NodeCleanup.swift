@@ -29,7 +29,7 @@ public struct NodeCleanup: Sendable {
             do {
                 let publication = Publication(
                     node: options.node, datastore: datastore, logger: Logger(label: "cleanup"))
-                try await publication.withdraw(try await datastore.read())
+                try await publication.withdraw(try await datastore.read([.node, .ipamBlock]))
             } catch {
                 problem = Problem(
                     .warning, resource: "Node/\(options.node)", field: "metadata.annotations",

@@ -28,7 +28,7 @@ extension NodeController {
         var report = StatusReport(
             node: options.node, process: processIdentifier(),
             mode: mode.mode.rawValue, modeReason: mode.reason,
-            datastore: datastore.location, datastoreState: datastoreState,
+            datastore: datastore.location, datastoreState: inventory.stale.isEmpty ? datastoreState : "stale",
             routeSource: plan?.routeSource.rawValue ?? "", backend: backend?.kind.rawValue ?? "",
             attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
             steeringPathReason: path?.reason ?? "", attachments: attachments(),

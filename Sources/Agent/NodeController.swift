@@ -27,6 +27,9 @@ public actor NodeController {
     /// What the datastore has told.
     private(set) var inventory: Inventory
     let feed: ChangeFeed
+    let cache: ResourceCache
+    /// When what is known was told, where it is known from an earlier agent's memory only.
+    var recalledFrom: Int64?
     /// The last plan, and what it was made of.
     private var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     var datastoreState = "waiting"
@@ -139,6 +142,7 @@ public actor NodeController {
         self.options = options
         inventory = Inventory(node: options.node)
         feed = ChangeFeed(node: options.node)
+        cache = ResourceCache(options, location: datastore.location, logger: logger)
         lock = LockKeeper(options.layout)
         deviceSettings = .ofWireGuard(folder: options.runDirectory)
         let statistics = AgentStatistics()
@@ -171,10 +175,15 @@ public actor NodeController {
             statistics.noteDatastore()
         case .unavailable(let reason):
             datastoreState = "unavailable"
+            recall()
             logger.warning(
                 "datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
         case nil: break
         }
+    }
+
+    func recall(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
+        inventory.recall(resources, podScope: podScope)
     }
 
     /// Whether all that the plan is made of is known: only then may be taken away what it does not name.
@@ -226,7 +235,7 @@ public actor NodeController {
             report(problems: [], plan: nil)
             return Self.auditPeriod
         }
-        var problems = inventory.problems
+        var problems = inventory.problems + staleProblems()
         rememberKeyOwners()
         var plan = makePlan()
         if plan.settings.massDeletion == .apply, !inventory.held.isEmpty {

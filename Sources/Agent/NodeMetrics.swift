@@ -81,7 +81,7 @@ public struct NodeMetrics: Sendable {
         var running = MetricFamily("wgplane_agent_running", .gauge, "1: an agent runs; the data plane goes on without.")
         running.add(view.isAgentRunning ? 1 : 0)
         var datastore = MetricFamily("wgplane_datastore_state", .gauge, "1 for the state that the datastore is in.")
-        for name in ["ready", "waiting", "unavailable"] {
+        for name in ["ready", "waiting", "unavailable", "stale"] {
             datastore.add(report.datastoreState == name ? 1 : 0, ["state": name])
         }
         var problems = MetricFamily("wgplane_problems", .gauge, "Problems that the agent tells of, by severity.")

@@ -173,7 +173,10 @@ public struct NodeView: Sendable {
             let pairs = archive.names.compactMap { text, name in IPAddress(text).map { ($0, name) } }
             return Dictionary(pairs, uniquingKeysWith: { first, _ in first })
         }
-        return (try? await datastore().read()).map(Self.addressNames) ?? [:]
+        guard let store = try? datastore() else { return [:] }
+        let snapshot = try? await store.read([.node, .pod])
+        await store.close()
+        return snapshot.map(Self.addressNames) ?? [:]
     }
 
     /// Names of pods' workloads by address: the controller that has made the pod, `namespace/kind/name`.

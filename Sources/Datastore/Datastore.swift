@@ -33,6 +33,9 @@ public protocol Datastore: Sendable {
     func update(
         _ key: ResourceKey, _ change: @Sendable (ManifestValue?) throws -> ManifestValue?
     ) async throws -> ManifestValue?
+    /// Makes a resource what a manifest says: fields that others keep beside it stay where the datastore knows whose
+    /// they are (Kubernetes), else it is replaced.
+    func apply(_ manifest: Manifest) async throws
     /// Tells `feed` the state now and whatever changes, until it is cancelled: each kind whole at first, and again
     /// after a break in which changes may have been missed. An error is told as unavailability, and tried again.
     func follow(_ feed: ChangeFeed) async
@@ -42,6 +45,10 @@ public protocol Datastore: Sendable {
 
 extension Datastore {
     public func read() async throws -> Snapshot { try await read(Set(ResourceKind.allCases)) }
+    public func apply(_ manifest: Manifest) async throws {
+        try await update(manifest.key) { _ in manifest.content }
+    }
+
     public func close() async {}
 }
 

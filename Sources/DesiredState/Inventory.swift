@@ -20,6 +20,8 @@ public struct Inventory: Sendable {
     public private(set) var contentProblems: [Problem] = []
     /// False when there is content that cannot be read and of which nothing is known.
     public private(set) var isContentComplete = true
+    /// Kinds that are known from an earlier agent's memory only.
+    public private(set) var stale: Set<ResourceKind> = []
     /// By kind, the keys that are gone as the datastore says, and how many it says are left.
     public private(set) var held: [ResourceKind: Held] = [:]
     private let node: String
@@ -35,7 +37,7 @@ public struct Inventory: Sendable {
     public var isReady: Bool { known.count == ResourceKind.allCases.count }
 
     /// False when something is not known that was there or may be: then nothing may be taken away for being absent.
-    public var isComplete: Bool { isReady && isContentComplete && held.isEmpty }
+    public var isComplete: Bool { isReady && isContentComplete && held.isEmpty && stale.isEmpty }
 
     /// Of the resources, of the datastore's content, and of what is held back.
     public var problems: [Problem] {
@@ -77,8 +79,19 @@ public struct Inventory: Sendable {
         if acceptsMassDeletion || !held.isEmpty { release(all: acceptsMassDeletion) }
     }
 
+    /// Takes in what an earlier agent has known, of kinds that nobody has told of yet. Nothing is taken away for not
+    /// being among it, and whole lists are held against it.
+    public mutating func recall(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
+        stale = Set(ResourceKind.allCases).subtracting(known)
+        for (key, entry) in resources where stale.contains(key.kind) { cluster.set(key, to: entry) }
+        if stale.contains(.pod) { self.podScope = podScope }
+        known = Set(ResourceKind.allCases)
+        version += 1
+    }
+
     private mutating func takeWhole(_ kind: ResourceKind, _ changes: ResourceChanges) {
         if known.insert(kind).inserted { version += 1 }
+        if stale.remove(kind) != nil { version += 1 }
         if kind == .pod, podScope != changes.podScope {
             podScope = changes.podScope
             version += 1

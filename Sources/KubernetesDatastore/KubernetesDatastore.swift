@@ -166,6 +166,27 @@ public struct KubernetesDatastore: Datastore {
         return result
     }
 
+    /// Server-side apply: fields of other managers stay. A status is merged: it is nobody's who applies, and two
+    /// addresses of a Node with one type cannot be applied (kubernetes#107205).
+    public func apply(_ manifest: Manifest) async throws {
+        let key = manifest.key
+        var main = manifest.content.withoutServerFields
+        if key.kind == .pod { main[["metadata", "namespace"]] = .string(key.namespace) }
+        let status = key.kind.isCustom ? nil : main["status"]
+        if status != nil { main["status"] = nil }
+        do {
+            var request = KubernetesClient.Request(
+                verb: "patch", target: key.kind.plural, method: .PATCH, path: key.path)
+            request.query = [(name: "fieldManager", value: "wgplane-cli"), (name: "force", value: "true")]
+            request.body = try Self.json(main)
+            request.contentType = "application/apply-patch+yaml"
+            _ = try await client.send(request)
+            if let status { _ = try await mergeStatus(key, status) }
+        } catch {
+            throw failure(error, key)
+        }
+    }
+
     private func create(_ key: ResourceKey, _ wanted: ManifestValue) async throws -> ManifestValue {
         var content = wanted
         content[["metadata", "resourceVersion"]] = nil
@@ -176,13 +197,15 @@ public struct KubernetesDatastore: Datastore {
         let made = try JSONDecoder().decode(ManifestValue.self, from: Data(try await client.send(request)))
         // Of Nodes and Pods the server takes the status apart.
         guard !key.kind.isCustom, let status = wanted["status"] else { return made }
-        var patch = ManifestValue.object([:])
-        patch["status"] = status
-        var second = KubernetesClient.Request(
+        return try await mergeStatus(key, status)
+    }
+
+    private func mergeStatus(_ key: ResourceKey, _ status: ManifestValue) async throws -> ManifestValue {
+        var request = KubernetesClient.Request(
             verb: "patch", target: "\(key.kind.plural)/status", method: .PATCH, path: key.path + "/status")
-        second.body = try Self.json(patch)
-        second.contentType = "application/merge-patch+json"
-        return try JSONDecoder().decode(ManifestValue.self, from: Data(try await client.send(second)))
+        request.body = try Self.json(.object(["status": status]))
+        request.contentType = "application/merge-patch+json"
+        return try JSONDecoder().decode(ManifestValue.self, from: Data(try await client.send(request)))
     }
 
     /// Which subresource takes which part of a change. A Node's annotations go with its status, for which the right to
@@ -203,7 +226,12 @@ public struct KubernetesDatastore: Datastore {
         return [(key.path, rest), (key.path + "/status", status)].filter { $0.1 != .object([:]) }
     }
 
-    private static func json(_ value: ManifestValue) throws -> [UInt8] { Array(try JSONEncoder().encode(value)) }
+    private static func json(_ value: ManifestValue) throws -> [UInt8] {
+        let encoder = JSONEncoder()
+        // An apply is read as YAML, by a reader that does not know "\\/".
+        encoder.outputFormatting = .withoutEscapingSlashes
+        return Array(try encoder.encode(value))
+    }
 
     // MARK: Following
 

@@ -18,7 +18,9 @@ public actor Lab {
     private let queue = KernelQueue(label: "lab")
     private let network: LabNetwork
     /// The wgplane binary that runs the agents.
-    private let binary: String
+    nonisolated let binary: String
+    /// Where the resources are, if that is no folder and this process has started it.
+    public private(set) var server: LabServer?
     private let logger: Logger
     public private(set) var state: LabState
 
@@ -109,6 +111,10 @@ public actor Lab {
         }
         for pod in state.pods { try network.createPod(pod, node: "node\(pod.node)", mtu: spec.podMTU) }
         try saveState()
+        if spec.datastore != .directory {
+            try network.createControl(families: spec.families)
+            server = try LabControl(spec: spec, paths: paths, binary: binary).start()
+        }
         var manifests = spec.families.map(LabResources.pool)
         manifests.append(
             LabResources.felix(enabled: enabled, families: spec.families, attachment: spec.attachment))
@@ -125,11 +131,7 @@ public actor Lab {
             }
         }
         manifests += state.pods.map(LabResources.pod)
-        for manifest in manifests { try await apply(manifest) }
-    }
-
-    private func apply(_ manifest: Manifest) async throws {
-        try await datastore.update(manifest.key) { _ in manifest.content }
+        try await apply(manifests)
     }
 
     private func saveState() throws {
@@ -184,9 +186,9 @@ public actor Lab {
         let path = currentEnvironment().first { $0.hasPrefix("PATH=") }?.dropFirst(5) ?? "/usr/sbin:/usr/bin:/sbin:/bin"
         return currentEnvironment().filter { !$0.hasPrefix("PATH=") && !$0.hasPrefix("WGPLANE_") }
             + [
-                "PATH=/\(folder):\(path)", "WGPLANE_DATASTORE=directory:\(LabPaths.datastoreOnNode)",
+                "PATH=/\(folder):\(path)",
                 "WGPLANE_NODE=\(node)", "WGPLANE_STATE_DIRECTORY=\(LabPaths.stateOnNode)",
-            ]
+            ] + LabControl.environment(node, spec, paths)
     }
 
     @discardableResult
@@ -311,7 +313,7 @@ public actor Lab {
         guard fileExists(files.network) else {
             throw ProblemsError(
                 Problem(
-                    resource: "lab", field: "place", value: name, message: "is no node or pod of lab \(spec.name)",
+                    resource: "lab", field: "place", value: name, message: "is no place of lab \(spec.name)",
                     remedy: "see `wgplane lab status`"))
         }
         return files
@@ -325,7 +327,7 @@ public actor Lab {
         try network.createPod(pod, node: "node\(node)", mtu: spec.podMTU)
         state.pods.append(pod)
         try saveState()
-        try await apply(LabResources.pod(pod))
+        try await apply([LabResources.pod(pod)])
         return pod
     }
 
@@ -333,7 +335,7 @@ public actor Lab {
     public func removePod(_ name: String) async throws {
         guard let index = state.pods.firstIndex(where: { $0.name == name }) else { return }
         let pod = state.pods.remove(at: index)
-        try await datastore.update(ResourceKey(.pod, name)) { _ in nil }
+        try await remove(ResourceKey(.pod, name))
         try network.deletePod(pod, node: "node\(pod.node)")
         try saveState()
     }

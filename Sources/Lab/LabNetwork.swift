@@ -46,6 +46,39 @@ struct LabNetwork {
         }
     }
 
+    /// A machine on the underlay that is no node: the datastore's.
+    func createControl(families: [AddressFamily]) throws {
+        let files = pod(Self.control)
+        try files.create {}
+        try files.run {
+            Self.quiet()
+            try Self.up(RouteSession(), "lo")
+        }
+        try connect(Self.control, files)
+        try files.run {
+            let route = try RouteSession()
+            let uplink = try Self.up(route, "eth0")
+            for family in families {
+                try route.addAddress(
+                    LabAddresses.control(family), prefixLength: family == .ipv4 ? 24 : 64, index: uplink)
+            }
+        }
+    }
+
+    static let control = "control"
+
+    /// Joins a namespace to the underlay's bridge: its `eth0`, and a port of the place's name.
+    private func connect(_ name: String, _ files: NamespaceFiles) throws {
+        let namespace = SharedDescriptor(try openFile(files.network, flags: 0))
+        try underlay().run {
+            let route = try RouteSession()
+            try route.createVethPair(
+                name, mtu: Self.mtu, peer: "eth0", peerMTU: Self.mtu, peerNamespace: namespace)
+            guard let port = try route.link(named: name), let bridge = try route.link(named: "underlay") else { return }
+            try route.setLink(port.index, up: true, master: bridge.index)
+        }
+    }
+
     func createNode(_ number: Int, name: String, families: [AddressFamily], nodes: Int) throws {
         let run = paths.run(name)
         try makeFolders("\(paths.runDirectory(name))/datastore", mode: 0o700)
@@ -65,14 +98,7 @@ struct LabNetwork {
             try? Self.set("net/ipv6/conf/all/forwarding", "1")
             try Self.up(RouteSession(), "lo")
         }
-        let namespace = SharedDescriptor(try openFile(files.network, flags: 0))
-        try underlay().run {
-            let route = try RouteSession()
-            try route.createVethPair(
-                name, mtu: Self.mtu, peer: "eth0", peerMTU: Self.mtu, peerNamespace: namespace)
-            guard let port = try route.link(named: name), let bridge = try route.link(named: "underlay") else { return }
-            try route.setLink(port.index, up: true, master: bridge.index)
-        }
+        try connect(name, files)
         try files.run {
             let route = try RouteSession()
             let uplink = try Self.up(route, "eth0")

@@ -72,7 +72,10 @@ enum LabResources {
         return manifest(
             .pod, pod.name, namespace: "default",
             [
-                "spec": .object(["nodeName": .string("node\(pod.node)")]),
+                "spec": .object([
+                    "nodeName": .string("node\(pod.node)"),
+                    "containers": .array([.object(["name": "main", "image": "lab.invalid/pod"])]),
+                ]),
                 "status": .object([
                     "phase": "Running", "podIP": .string(pod.addresses.first?.description ?? ""),
                     "podIPs": .array(addresses),

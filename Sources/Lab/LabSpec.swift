@@ -2,6 +2,15 @@
 
 public import Model
 internal import OrderedCollections
+internal import SystemDescriptors
+
+/// Where a lab's resources are.
+public enum LabDatastore: String, Sendable, Hashable, Codable, CaseIterable {
+    /// A folder that all nodes see.
+    case directory
+    /// A real etcd, or a real kube-apiserver, on a machine of its own: the place `control`.
+    case etcd, kubernetes
+}
 
 /// What a lab is made of.
 public struct LabSpec: Sendable, Hashable, Codable {
@@ -16,12 +25,17 @@ public struct LabSpec: Sendable, Hashable, Codable {
     public var mode: ModeChoice
     /// Of the pods' devices, both ends.
     public var podMTU: UInt32
+    public var datastore: LabDatastore
+    /// Folder of what is applied to an API server: `scripts/deploy`.
+    public var manifests: String
 
     public init(
         name: String = "lab", nodes: Int = 3, pods: Int = 2, families: [AddressFamily] = [.ipv4],
         backend: WireGuardBackendChoice = .auto, attachment: AttachmentChoice = .auto, mode: ModeChoice = .auto,
-        podMTU: UInt32 = 1420
+        podMTU: UInt32 = 1420, datastore: LabDatastore = .directory, manifests: String = "scripts/deploy"
     ) {
+        self.datastore = datastore
+        self.manifests = manifests
         self.mode = mode
         self.podMTU = podMTU
         self.name = name
@@ -47,6 +61,11 @@ public struct LabSpec: Sendable, Hashable, Codable {
         if !(1280...65535).contains(podMTU) {
             reader.report("--pod-mtu", value: "\(podMTU)", "is out of range", remedy: "use 1280 to 65535")
         }
+        if datastore == .kubernetes, !fileExists("\(manifests)/base/rbac.yaml") {
+            reader.report(
+                "--manifests", value: manifests, "holds no base/rbac.yaml",
+                remedy: "run it in the checkout, or name its scripts/deploy")
+        }
         if !reader.problems.isEmpty { throw ProblemsError(reader.problems) }
     }
 
@@ -66,6 +85,9 @@ public enum LabAddresses {
 
     /// 10.0.0.254, fd00::fe: the underlay itself.
     public static func gateway(_ family: AddressFamily) -> IPAddress { node(254, family) }
+
+    /// 10.0.0.250, fd00::fa: where etcd or the API server is.
+    public static func control(_ family: AddressFamily) -> IPAddress { node(250, family) }
 
     /// 10.48.0.0/16, fd48::/48.
     public static func pool(_ family: AddressFamily) -> CIDR {
@@ -119,6 +141,8 @@ public struct LabPaths: Sendable, Hashable {
 
     public var state: String { "\(root)/lab.json" }
     public var datastore: String { "\(root)/datastore" }
+    /// Of the datastore's server: data, certificates, logs.
+    public var control: String { "\(root)/control" }
     public var bpf: String { "\(root)/bpf" }
     public var namespaces: String { "\(root)/ns" }
     public func node(_ name: String) -> String { "\(root)/nodes/\(name)" }
@@ -131,6 +155,8 @@ public struct LabPaths: Sendable, Hashable {
 
     /// What outlives a reboot, on a node.
     static let stateOnNode = "/run/wgplane/state"
+    /// What nodes need to get at a server.
+    static let accessOnNode = "/run/wgplane-access"
     /// Folder of the datastore as nodes see it.
     public static let datastoreOnNode = "/run/wgplane/datastore"
 }

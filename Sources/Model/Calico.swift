@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// Calico's IPPool: a range that pods' addresses come from.
-public struct IPPoolResource: Sendable, Hashable {
+public struct IPPoolResource: Sendable, Hashable, Codable {
     public var name: String
     public var cidr: CIDR
     public var isDisabled: Bool
@@ -25,7 +25,7 @@ public struct IPPoolResource: Sendable, Hashable {
 }
 
 /// Calico's IPAMBlock: a block of addresses and who holds each.
-public struct IPAMBlockResource: Sendable, Hashable {
+public struct IPAMBlockResource: Sendable, Hashable, Codable {
     public var name: String
     public var cidr: CIDR
     /// Node that the block is affine to; nil: to none.
@@ -88,7 +88,7 @@ public struct IPAMBlockResource: Sendable, Hashable {
 }
 
 /// Calico's BlockAffinity: a node's claim to a block.
-public struct BlockAffinityResource: Sendable, Hashable {
+public struct BlockAffinityResource: Sendable, Hashable, Codable {
     public var name: String
     public var node: String
     public var cidr: CIDR

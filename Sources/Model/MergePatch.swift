@@ -20,3 +20,14 @@ extension ManifestValue {
         return .object(patch)
     }
 }
+
+extension ManifestValue {
+    /// Without what an API server adds by itself.
+    public var withoutServerFields: ManifestValue {
+        var result = self
+        for name in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "selfLink"] {
+            result[["metadata", name]] = nil
+        }
+        return result
+    }
+}

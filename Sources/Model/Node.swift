@@ -29,7 +29,7 @@ public enum NodeAnnotation {
 }
 
 /// Where others reach a node's WireGuard.
-public enum EndpointChoice: Sendable, Hashable {
+public enum EndpointChoice: Sendable, Hashable, Codable {
     /// Nil: the node's own port.
     case at(IPAddress, port: UInt16?)
     /// Wherever it was last heard from.
@@ -37,7 +37,7 @@ public enum EndpointChoice: Sendable, Hashable {
 }
 
 /// What wgplane reads of a Kubernetes Node.
-public struct NodeResource: Sendable, Hashable {
+public struct NodeResource: Sendable, Hashable, Codable {
     public var name: String
     /// Underlay address by family: WireGuard's endpoint.
     public var addresses: [AddressFamily: IPAddress] = [:]
@@ -153,7 +153,7 @@ extension NodeResource {
 }
 
 /// What wgplane reads of a Kubernetes Pod.
-public struct PodResource: Sendable, Hashable {
+public struct PodResource: Sendable, Hashable, Codable {
     public var namespace: String
     public var name: String
     /// Node that it is bound to; empty: not yet.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// What wgplane keeps of a resource.
-public enum Resource: Sendable, Hashable {
+public enum Resource: Sendable, Hashable, Codable {
     indirect case node(NodeResource)
     case pod(PodResource)
     case pool(IPPoolResource)
@@ -12,7 +12,7 @@ public enum Resource: Sendable, Hashable {
 }
 
 /// A resource as it was told: read once, when it comes, so that a cluster's state is small.
-public struct ResourceEntry: Sendable, Hashable {
+public struct ResourceEntry: Sendable, Hashable, Codable {
     /// Nil: it is of no use.
     public var resource: Resource?
     public var problems: [Problem]

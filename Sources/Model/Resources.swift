@@ -43,7 +43,7 @@ public enum ResourceKind: String, Sendable, Hashable, Codable, CaseIterable, Com
 }
 
 /// What names a resource within a datastore.
-public struct ResourceKey: Sendable, Hashable, Comparable, CustomStringConvertible {
+public struct ResourceKey: Sendable, Hashable, Comparable, Codable, CustomStringConvertible {
     public var kind: ResourceKind
     /// Of a Pod; empty for kinds without.
     public var namespace: String
@@ -66,7 +66,7 @@ public struct ResourceKey: Sendable, Hashable, Comparable, CustomStringConvertib
 }
 
 /// A Kubernetes manifest, whole, and what names it.
-public struct Manifest: Sendable, Hashable {
+public struct Manifest: Sendable, Hashable, Codable {
     public var key: ResourceKey
     public var content: ManifestValue
 

@@ -48,7 +48,7 @@ public struct KernelSettings {
     }
 
     static func value(_ name: String) -> String? {
-        (try? readFile("/proc/sys/\(name)")).map {
+        (try? readFile("\(kernelSettings)/\(name)")).map {
             String(decoding: $0.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
         }
     }
@@ -66,7 +66,7 @@ public struct KernelSettings {
         var values = known()
         guard let wanted else {
             guard let old = values[name] else { return }
-            if Self.value(name) != nil { try writeExistingFile("/proc/sys/\(name)", old) }
+            if Self.value(name) != nil { try writeExistingFile("\(kernelSettings)/\(name)", old) }
             values[name] = nil
             return try keep(values)
         }
@@ -76,7 +76,7 @@ public struct KernelSettings {
             values[name] = present
             try keep(values)
         }
-        try writeExistingFile("/proc/sys/\(name)", wanted)
+        try writeExistingFile("\(kernelSettings)/\(name)", wanted)
     }
 
     /// Whether some are not as they were.

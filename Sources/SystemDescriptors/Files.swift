@@ -36,6 +36,10 @@ public func writeAll(_ descriptor: borrowing OwnedDescriptor, _ bytes: [UInt8]) 
     }
 }
 
+/// Where the kernel's settings are: `/proc/sys`, or `$WGPLANE_PROC_SYS` where a container has that read-only.
+public let kernelSettings =
+    currentEnvironment().first { $0.hasPrefix("WGPLANE_PROC_SYS=") }.map { String($0.dropFirst(17)) } ?? "/proc/sys"
+
 /// Writes to an existing file, as `/proc/sys` and `/sys` want it.
 public func writeExistingFile(_ path: String, _ text: String) throws(Errno) {
     try writeAll(try openFile(path, flags: O_WRONLY), Array(text.utf8))
@@ -44,11 +48,18 @@ public func writeExistingFile(_ path: String, _ text: String) throws(Errno) {
 /// Replaces a file as a whole: the new content is on disk before it takes the name,
 /// and whoever reads meanwhile sees the old or the new.
 public func replaceFile(_ path: String, with bytes: [UInt8], mode: UInt32 = 0o644) throws(Errno) {
+    try replaceFile(path, with: CollectionOfOne(bytes), mode: mode)
+}
+
+/// The same in pieces, of which only one is in memory.
+public func replaceFile(
+    _ path: String, with pieces: some Sequence<[UInt8]>, mode: UInt32 = 0o644
+) throws(Errno) {
     let folder = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "."
     let temporary = "\(folder)/.\(path.split(separator: "/").last ?? "file").\(getpid()).new"
     do {
         let descriptor = try openFile(temporary, flags: O_WRONLY | O_CREAT | O_TRUNC, mode: mode)
-        try writeAll(descriptor, bytes)
+        for piece in pieces { try writeAll(descriptor, piece) }
         try retryingInterrupts { fsync(descriptor.rawValue) }
         try retryingInterrupts { unsafe rename(temporary, path) }
     } catch {

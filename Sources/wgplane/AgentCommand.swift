@@ -44,13 +44,18 @@ struct AgentCommand: AsyncParsableCommand {
         try makeFolders(options.runDirectory, mode: 0o700)
         let logger = agentLogger(logLevel, runDirectory: options.runDirectory)
         let store = try datastore.open(logger)
-        _ = try await store.read()
         let service = AgentService(options: options, datastore: store, logger: logger)
         let group = ServiceGroup(
             configuration: .init(
                 services: [.init(service: service, successTerminationBehavior: .gracefullyShutdownGroup)],
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: logger))
-        try await group.run()
+        do {
+            try await group.run()
+            await store.close()
+        } catch {
+            await store.close()
+            throw error
+        }
     }
 }
 
@@ -72,7 +77,8 @@ struct CleanupCommand: AsyncParsableCommand {
     ]
 
     func run() async throws {
-        if let problem = try await NodeCleanup(node.options).cleanUp(devices: device, datastore: datastore.open()) {
+        let cleanup = NodeCleanup(node.options)
+        if let problem = try await datastore.use({ try await cleanup.cleanUp(devices: device, datastore: $0) }) {
             FileHandle.standardError.write(Data("wgplane: \(problem)\n".utf8))
         }
     }
@@ -118,8 +124,7 @@ struct DoctorCommand: AsyncParsableCommand {
     }
 
     private func examine(_ peer: String) async throws {
-        let store = try datastore.open()
-        let doctor = PeerDoctor(NodeView(node.options), snapshot: try await store.read())
+        let doctor = PeerDoctor(NodeView(node.options), snapshot: try await datastore.read())
         let steps = try await Task.detachedThread { try doctor.examine(peer) }
         if try !Output.structured(steps, output.format) {
             Output.table(

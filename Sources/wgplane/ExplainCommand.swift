@@ -45,7 +45,7 @@ struct ExplainCommand: AsyncParsableCommand {
         let packet = SyntheticPacket(
             source: from, destination: to, transport: try number(from.family), sourcePort: sport,
             destinationPort: dport)
-        let snapshot = view.isArchive ? nil : try? await datastore.open().read()
+        let snapshot = view.isArchive ? nil : try? await datastore.read()
         let explainer = NodeExplainer(
             view, names: names, snapshot: snapshot, far: try far.map { NodeView(try NodeArchive(file: $0)) })
         let explanation = try explainer.explain(packet)

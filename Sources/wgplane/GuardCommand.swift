@@ -10,7 +10,7 @@ struct GuardCommand: AsyncParsableCommand {
         commandName: "guard", abstract: "Arms strict mode's leak guard at boot, before any pod can send.",
         usage: "wgplane guard [options]",
         discussion: """
-            One-shot, for a unit ordered before the kubelet (scripts/wgplane-guard.service). It reads
+            One-shot, for a unit ordered before the kubelet (scripts/deploy/systemd/wgplane-guard.service). It reads
             what the last agent has kept: the pools, the nodes that are exempt, the uplinks. Packets
             from pod to pod do not cross an uplink in clear from then on, agent or not. Where
             strict mode was off it does nothing. The agent takes over what it finds.

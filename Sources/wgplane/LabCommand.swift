@@ -40,6 +40,9 @@ struct LabCommand: AsyncParsableCommand {
         @Option(help: "Attachment of the programs: auto, tcx or tc.") var attach = "auto"
         @Option(help: "Data plane: auto, ebpf or route.") var mode = "auto"
         @Option(help: "MTU of the pods' devices.") var podMtu: UInt32 = 1420
+        @Option(help: "Where the resources are: directory, etcd, or kubernetes (a real API server).")
+        var datastore = "directory"
+        @Option(help: "Folder of what is applied to an API server.") var manifests = "scripts/deploy"
         @Flag(help: "Leave WireGuard switched off.") var disabled = false
 
         func run() async throws {
@@ -49,9 +52,13 @@ struct LabCommand: AsyncParsableCommand {
             else { throw ValidationError("--attach: \"\(attach)\" is not one of auto, tcx, tc") }
             guard let mode = ModeChoice.allCases.first(where: { $0.rawValue.lowercased() == mode }), mode != .disabled
             else { throw ValidationError("--mode: \"\(mode)\" is not one of auto, ebpf, route") }
+            guard let store = LabDatastore(rawValue: datastore) else {
+                throw ValidationError("--datastore: \"\(datastore)\" is not one of directory, etcd, kubernetes")
+            }
             let spec = LabSpec(
                 name: lab.name, nodes: nodes, pods: pods, families: dual ? [.ipv4, .ipv6] : ipv6 ? [.ipv6] : [.ipv4],
-                backend: backend, attachment: attachment, mode: mode, podMTU: podMtu)
+                backend: backend, attachment: attachment, mode: mode, podMTU: podMtu,
+                datastore: store, manifests: URL(fileURLWithPath: manifests).path)
             let lab = try await Lab.up(spec, enabled: !disabled, binary: ownBinary(), logger: quietLogger)
             do {
                 try await lab.waitUntilSettled(enabled: !disabled)
@@ -131,11 +138,14 @@ struct LabCommand: AsyncParsableCommand {
 
     struct Exec: ParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Runs a program on a node, in a pod, or on the underlay.",
-            discussion: "wgplane lab exec node1 -- wg show")
+            abstract: "Runs a program on a node, in a pod, on the underlay, or where the datastore is (control).",
+            discussion: """
+                wgplane lab exec node1 -- wg show
+                wgplane lab exec control -- kubectl get nodes -o yaml
+                """)
 
         @OptionGroup var lab: LabNameOptions
-        @Argument(help: "node1, node1-pod1, underlay, …") var place: String
+        @Argument(help: "node1, node1-pod1, underlay, control, …") var place: String
         @Argument(parsing: .postTerminator, help: "The program and its arguments.") var command: [String] = []
 
         func run() throws {
@@ -143,7 +153,7 @@ struct LabCommand: AsyncParsableCommand {
             let lab = try lab.open()
             let files = try lab.place(place)
             let node = place.split(separator: "-").first.map(String.init) ?? place
-            if files.mount != nil {
+            if files.mount != nil || place == "control" {
                 for entry in lab.environment(node) {
                     let parts = entry.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
                     setenv(String(parts[0]), parts.count > 1 ? String(parts[1]) : "", 1)
@@ -166,7 +176,15 @@ struct LabCommand: AsyncParsableCommand {
         @OptionGroup var lab: LabNameOptions
 
         func run() async throws {
-            print("export WGPLANE_DATASTORE=directory:\(try lab.open().paths.datastore)")
+            let lab = try lab.open()
+            guard lab.spec.datastore == .directory else {
+                throw ProblemsError(
+                    Problem(
+                        resource: "lab", field: "datastore", value: lab.spec.datastore.rawValue,
+                        message: "is reached from the lab's own network only",
+                        remedy: "wgplane lab exec --name \(lab.spec.name) control -- wgplane get nodes"))
+            }
+            print("export WGPLANE_DATASTORE=directory:\(lab.paths.datastore)")
         }
     }
 

@@ -42,7 +42,7 @@ struct ModeGetCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let snapshot = try await datastore.open().read()
+        let snapshot = try await datastore.read([.node, .felixConfiguration, .dataplaneConfiguration])
         let cluster = ClusterState(snapshot.manifests.values)
         let names = node.map { [$0] } ?? cluster.nodes.keys.sorted()
         let rows = try names.map { name -> Row in
@@ -88,15 +88,16 @@ struct ModeSetCommand: AsyncParsableCommand {
     @OptionGroup var datastore: DatastoreOptions
 
     func run() async throws {
-        let store = try datastore.open()
         if let node {
             let key = ResourceKey(.node, node)
-            guard try await store.read().manifests[key] != nil else { throw notFound(key) }
+            guard try await datastore.read([.node]).manifests[key] != nil else { throw notFound(key) }
         }
         let key = ResourceKey(.dataplaneConfiguration, node.map { "node.\($0)" } ?? "default")
         let word = mode.choice.rawValue
-        try await store.update(key) { current in
-            (current ?? emptyManifest(key)).merging(.object(["spec": .object(["mode": .string(word)])]))
+        try await datastore.use { store in
+            try await store.update(key) { current in
+                (current ?? emptyManifest(key)).merging(.object(["spec": .object(["mode": .string(word)])]))
+            }
         }
         print("\(key) patched: mode \(word)")
     }

@@ -3,7 +3,6 @@
 import Agent
 import ArgumentParser
 import DataplaneMaps
-import Datastore
 import Foundation
 import Logging
 import Model
@@ -15,24 +14,6 @@ enum LogLevelChoice: String, CaseIterable {
     case trace, debug, info, notice, warning, error, critical
 
     var level: Logger.Level { Logger.Level(rawValue: rawValue) ?? .info }
-}
-
-/// Which datastore a command works on.
-struct DatastoreOptions: ParsableArguments {
-    @Option(
-        name: .customLong("datastore"),
-        help: ArgumentHelp(
-            "Where the resources are: directory:PATH. Default: WGPLANE_DATASTORE, else directory:/var/lib/wgplane.",
-            valueName: "location"))
-    var location: String?
-
-    func open(_ logger: Logger = quietLogger) throws -> DirectoryDatastore {
-        let text = location ?? ProcessInfo.processInfo.environment["WGPLANE_DATASTORE"] ?? "directory:/var/lib/wgplane"
-        guard text.hasPrefix("directory:"), text.count > 10 else {
-            throw ValidationError("--datastore: \"\(text)\" is no datastore; write it like directory:/var/lib/wgplane")
-        }
-        return DirectoryDatastore(path: String(text.dropFirst(10)), logger: logger)
-    }
 }
 
 /// Which node a command looks at.

@@ -46,7 +46,8 @@ struct GetCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let snapshot = try await datastore.open().read()
+        let configurations: Set<ResourceKind> = [.felixConfiguration, .dataplaneConfiguration]
+        let snapshot = try await datastore.read(effective ? configurations : [kind.kind])
         if effective {
             let options = node.options
             return try EffectiveSettingsOutput(
@@ -171,10 +172,11 @@ struct ApplyCommand: AsyncParsableCommand {
         }
         let manifests = try ManifestText.parseAll(text, origin: filename).map { try Manifest($0, origin: filename) }
         try refuseProblems(manifests)
-        let store = try datastore.open()
-        for manifest in manifests {
-            try await store.update(manifest.key) { _ in manifest.content }
-            print("\(manifest.key) applied")
+        try await datastore.use { store in
+            for manifest in manifests {
+                try await store.apply(manifest)
+                print("\(manifest.key) applied")
+            }
         }
     }
 }
@@ -202,7 +204,14 @@ struct PatchCommand: AsyncParsableCommand {
         guard case .object = change else {
             throw ValidationError("--patch: \"\(patch)\" is no object; write it like '{\"spec\":{…}}'")
         }
-        try await datastore.open().update(key) { current in
+        try await datastore.use { try await $0.update(key, Self.changed(key, change)) }
+        print("\(key) patched")
+    }
+
+    private static func changed(
+        _ key: ResourceKey, _ change: ManifestValue
+    ) -> @Sendable (ManifestValue?) throws -> ManifestValue? {
+        { current in
             var base = current
             // A configuration may be patched before anybody has made it.
             if base == nil, key.kind == .felixConfiguration || key.kind == .dataplaneConfiguration {
@@ -213,7 +222,6 @@ struct PatchCommand: AsyncParsableCommand {
             try refuseProblems([try Manifest(result, origin: key.description)])
             return result
         }
-        print("\(key) patched")
     }
 }
 
@@ -229,9 +237,11 @@ struct DeleteCommand: AsyncParsableCommand {
 
     func run() async throws {
         let key = ResourceKey(kind.kind, name, namespace: naming.namespace)
-        try await datastore.open().update(key) { current in
-            guard current != nil else { throw notFound(key) }
-            return nil
+        try await datastore.use { store in
+            try await store.update(key) { current in
+                guard current != nil else { throw notFound(key) }
+                return nil
+            }
         }
         print("\(key) deleted")
     }

@@ -15,6 +15,8 @@ struct StatusCommand: AsyncParsableCommand {
 
     @OptionGroup var source: ViewOptions
     @OptionGroup var output: OutputOptions
+    @Flag(help: "Only tell by the exit status whether an agent runs and has its datastore's word.") var ready = false
+    @Flag(help: "Only tell by the exit status whether an agent runs.") var live = false
 
     /// The JSON form; `schema` 1.
     struct Answer: Encodable {
@@ -60,10 +62,29 @@ struct StatusCommand: AsyncParsableCommand {
 
     func run() async throws {
         let view = try source.view()
+        if ready || live { return try probe(view) }
         let answer = try answer(view)
         if try Output.structured(answer, output.format) { return }
         if view.isArchive { print("as of \(view.date.formatted(.iso8601))") }
         printTable(answer, at: view.date)
+    }
+
+    /// For the probes of a pod or unit.
+    private func probe(_ view: NodeView) throws {
+        let node = source.node.options.node
+        guard view.isAgentRunning else {
+            throw ProblemsError(
+                Problem(resource: "Agent", field: "node", value: node, message: "does not run", remedy: "see its log"))
+        }
+        guard ready else { return }
+        let state = try view.report().datastoreState
+        // Away later is no reason to take a node out of service: its data plane goes on.
+        guard state != "waiting" else {
+            throw ProblemsError(
+                Problem(
+                    resource: "Agent", field: "datastore", value: state, message: "has heard nothing yet",
+                    remedy: "see `wgplane status`"))
+        }
     }
 
     private func answer(_ view: NodeView) throws -> Answer {

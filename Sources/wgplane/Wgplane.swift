@@ -20,7 +20,8 @@ struct Wgplane: AsyncParsableCommand {
             DropsCommand.self,
             MapsCommand.self, ExplainCommand.self, CaptureCommand.self, MetricsCommand.self, AuditCommand.self,
             OpenCommand.self, DoctorCommand.self,
-            GetCommand.self, ApplyCommand.self, PatchCommand.self, DeleteCommand.self, CleanupCommand.self,
+            GetCommand.self, ApplyCommand.self, PatchCommand.self, DeleteCommand.self,
+            DatastoreCommand.self, CleanupCommand.self,
             LabCommand.self,
         ])
 

@@ -66,7 +66,7 @@ compile() {
 	"$new/openapi-gen" --logtostderr -O zz_generated.openapi -p k8s.io/kubernetes/pkg/generated/openapi \
 		-h /dev/null -r "$new/violations" --output-base "$new/path/src" -i "$list"
 	"$go/bin/go" build -o "$new/kube-apiserver" \
-		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.20.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=20' \
+		-ldflags '-s -w -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitVersion=v1.20.2 -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitMajor=1 -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitMinor=20' \
 		./cmd/kube-apiserver
 }
 say "building, once; about six minutes on two processors"

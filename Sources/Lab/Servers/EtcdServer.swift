@@ -35,7 +35,8 @@ public struct EtcdServer: Sendable {
         let listen = address == .loopback(.ipv4) ? local : "https://\(host):\(port),\(local)"
         process = ServerProcess(
             "etcd",
-            prefix + [
+            // It would take a client's variables for its own.
+            prefix + ["env"] + Self.clientVariables.flatMap { ["-u", $0] } + [
                 "etcd", "--name", "lab", "--data-dir", data, "--listen-client-urls", listen,
                 "--advertise-client-urls", "https://\(host):\(port)",
                 "--listen-peer-urls", "http://127.0.0.1:\(peerPort)",
@@ -50,6 +51,10 @@ public struct EtcdServer: Sendable {
 
     /// `https://10.0.0.250:2379`.
     public var endpoint: String { "https://\(address.family == .ipv4 ? "\(address)" : "[\(address)]"):\(port)" }
+
+    private static let clientVariables = [
+        "ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE", "ETCD_USERNAME", "ETCD_PASSWORD",
+    ]
 
     /// Environment of a client that has a certificate of `name`.
     public func environment(_ name: String) -> [String: String] {

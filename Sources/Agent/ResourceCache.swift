@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DesiredState
+internal import Foundation
+internal import Logging
+internal import Model
+internal import SystemDescriptors
+
+/// Keeps what the agent knows of the cluster on disk, for an agent that starts while the datastore is away.
+///
+/// A file of JSON lines in the state folder, for root alone: a head, then one resource a line, as the agent keeps them.
+/// What resources hold beside that, and private keys, are never in it.
+actor ResourceCache {
+    /// First line: whose it is, and how it is to be read.
+    struct Head: Codable, Equatable {
+        /// Another number: another agent's, which is not read.
+        var schema = Head.current
+        var node: String
+        var datastore: String
+        var podScope: PodScope
+        /// Unix time in seconds.
+        var written: Int64
+
+        static let current = 1
+    }
+
+    struct Line: Codable {
+        var key: ResourceKey
+        var entry: ResourceEntry
+    }
+
+    struct Content {
+        var head: Head
+        var resources: [ResourceKey: ResourceEntry]
+    }
+
+    private let path: String
+    private let folder: String
+    private let node: String
+    private let location: String
+    private let logger: Logger
+    private let queue = KernelQueue(label: "resource-cache")
+    private var lastVersion: Int?
+    private var nextAt = ContinuousClock.now
+
+    nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
+
+    init(_ options: AgentOptions, location: String, logger: Logger) {
+        folder = options.stateDirectory
+        path = Self.path(options)
+        node = options.node
+        self.location = location
+        self.logger = logger
+    }
+
+    static func path(_ options: AgentOptions) -> String { "\(options.stateDirectory)/resources.jsonl" }
+
+    /// Seconds between two writings, at least; a writing that takes long is made more seldom.
+    private static let period = Duration.seconds(30)
+
+    /// Writes it, where there is something new and it is time. `isLast`: it is time.
+    func keep(_ cluster: ClusterState, podScope: PodScope, version: Int, isLast: Bool = false) {
+        guard version != lastVersion, isLast || ContinuousClock.now >= nextAt else { return }
+        let began = ContinuousClock.now
+        do {
+            let head = Head(
+                node: node, datastore: location, podScope: podScope, written: Int64(Date().timeIntervalSince1970))
+            try makeFolders(folder, mode: 0o700)
+            try replaceFile(path, with: try Pieces(head, cluster), mode: 0o600)
+            lastVersion = version
+        } catch {
+            logger.warning("what is known of the cluster cannot be kept", metadata: ["error": "\(error)"])
+        }
+        nextAt = .now + max(Self.period, (.now - began) * 100)
+    }
+
+    /// There is nothing to be kept for.
+    func forget() {
+        lastVersion = nil
+        try? removeFile(path)
+    }
+
+    /// What an earlier agent of this node has known of this datastore; nil: nothing that can be used.
+    nonisolated func read() -> Content? {
+        guard let bytes = try? readFile(path, limit: 512 << 20) else { return nil }
+        let lines = bytes.split(separator: 0x0a)
+        let decoder = JSONDecoder()
+        guard let first = lines.first, let head = try? decoder.decode(Head.self, from: Data(first)),
+            head.schema == Head.current, head.node == node, head.datastore == location
+        else { return nil }
+        var resources: [ResourceKey: ResourceEntry] = [:]
+        for line in lines.dropFirst() {
+            // One that is not whole is as bad as none.
+            guard let line = try? decoder.decode(Line.self, from: Data(line)) else { return nil }
+            resources[line.key] = line.entry
+        }
+        return Content(head: head, resources: resources)
+    }
+
+    /// The file, some resources at a time.
+    private struct Pieces: Sequence, IteratorProtocol {
+        private var keys: [ResourceKey]
+        private let cluster: ClusterState
+        private var head: [UInt8]?
+        private let encoder = JSONEncoder()
+
+        init(_ head: Head, _ cluster: ClusterState) throws {
+            self.cluster = cluster
+            keys = ResourceKind.allCases.flatMap { cluster.keys(of: $0) }
+            self.head = Array(try encoder.encode(head)) + [0x0a]
+        }
+
+        mutating func next() -> [UInt8]? {
+            if let head {
+                self.head = nil
+                return head
+            }
+            guard !keys.isEmpty else { return nil }
+            var piece: [UInt8] = []
+            for key in keys.suffix(500) {
+                guard let entry = cluster[key], let line = try? encoder.encode(Line(key: key, entry: entry)) else {
+                    continue
+                }
+                piece += line
+                piece.append(0x0a)
+            }
+            keys.removeLast(Swift.min(500, keys.count))
+            return piece
+        }
+    }
+}
