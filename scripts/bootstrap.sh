@@ -16,6 +16,9 @@ packages=(
 )
 # Whoever has another package of kubectl keeps it.
 command -v kubectl >/dev/null || packages+=(kubernetes-client)
+# For helm, and to check units.
+python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+command -v systemd-analyze >/dev/null || packages+=(systemd)
 [ "${1:-}" != uml ] || packages+=(gcc make flex bison m4 bc dwarves)
 
 command -v swift >/dev/null || {

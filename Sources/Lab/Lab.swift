@@ -102,7 +102,7 @@ public actor Lab {
                     LabPod(
                         name: "node\(number)-pod\(pod)", node: number,
                         addresses: spec.families.map { LabAddresses.pod(number, pod, $0) },
-                        device: "cali\(number)p\(pod)"))
+                        device: "\(spec.platform.devicePrefix)\(number)p\(pod)"))
             }
         }
         try network.createUnderlay(families: spec.families)
@@ -115,15 +115,15 @@ public actor Lab {
             try network.createControl(families: spec.families)
             server = try LabControl(spec: spec, paths: paths, binary: binary).start()
         }
-        var manifests = spec.families.map(LabResources.pool)
+        var manifests = spec.platform.hasCalicoIPAM ? spec.families.map(LabResources.pool) : []
         manifests.append(
             LabResources.felix(enabled: enabled, families: spec.families, attachment: spec.attachment))
         if spec.backend != .auto || spec.mode != .auto {
             manifests.append(LabResources.dataplane(backend: spec.backend, mode: spec.mode))
         }
         for number in 1...spec.nodes {
-            manifests.append(LabResources.node(number, families: spec.families))
-            for family in spec.families {
+            manifests.append(LabResources.node(number, families: spec.families, platform: spec.platform))
+            for family in spec.families where spec.platform.hasCalicoIPAM {
                 let block = LabAddresses.block(number, family)
                 manifests.append(
                     LabResources.block(block, node: "node\(number)", pods: state.pods.filter { $0.node == number }))
@@ -191,10 +191,12 @@ public actor Lab {
             ] + LabControl.environment(node, spec, paths)
     }
 
+    /// `through`: words before the agent's own, that run it with less.
     @discardableResult
-    public func startAgent(_ node: String) throws -> ProcessReference? {
+    public func startAgent(_ node: String, through words: [String] = []) throws -> ProcessReference? {
         let launch = ProgramLaunch(
-            [binary, "lab", "exec", "--name", spec.name, node, "--", binary, "agent", "--log-level", "debug"],
+            [binary, "lab", "exec", "--name", spec.name, node, "--"] + words
+                + [binary, "agent", "--log-level", "debug"],
             environment: environment(node), log: paths.log(node))
         return ProcessReference(identifier: try launch.start())
     }

@@ -5,13 +5,15 @@ import OrderedCollections
 
 /// The manifests of a lab: what kube-apiserver and Calico would hold.
 enum LabResources {
-    static func node(_ number: Int, families: [AddressFamily]) -> Manifest {
+    static func node(_ number: Int, families: [AddressFamily], platform: LabPlatform) -> Manifest {
         let addresses: [ManifestValue] = families.map { family in
             .object(["type": "InternalIP", "address": .string(LabAddresses.node(number, family).description)])
         }
-        return manifest(
+        var node = manifest(
             .node, "node\(number)",
             ["status": .object(["addresses": .array(addresses)])])
+        if platform != .onPremises { platform.complete(&node.content, number: number, families: families) }
+        return node
     }
 
     static func pool(_ family: AddressFamily) -> Manifest {
@@ -102,10 +104,12 @@ enum LabResources {
             ])
     }
 
-    private static func manifest(
-        _ kind: ResourceKind, _ name: String, namespace: String = "", _ fields: KeyValuePairs<String, ManifestValue>
+    static func manifest(
+        _ kind: ResourceKind, _ name: String, namespace: String = "", annotations: [String: String] = [:],
+        _ fields: KeyValuePairs<String, ManifestValue>
     ) -> Manifest {
         var metadata = ManifestValue.object(["name": .string(name)])
+        for (name, value) in annotations { metadata[["annotations", name]] = .string(value) }
         if !namespace.isEmpty { metadata["namespace"] = .string(namespace) }
         var content = ManifestValue.object([
             "apiVersion": .string(kind.apiVersion), "kind": .string(kind.rawValue), "metadata": metadata,

@@ -26,14 +26,17 @@ public struct LabSpec: Sendable, Hashable, Codable {
     /// Of the pods' devices, both ends.
     public var podMTU: UInt32
     public var datastore: LabDatastore
+    public var platform: LabPlatform
     /// Folder of what is applied to an API server: `scripts/deploy`.
     public var manifests: String
 
     public init(
         name: String = "lab", nodes: Int = 3, pods: Int = 2, families: [AddressFamily] = [.ipv4],
         backend: WireGuardBackendChoice = .auto, attachment: AttachmentChoice = .auto, mode: ModeChoice = .auto,
-        podMTU: UInt32 = 1420, datastore: LabDatastore = .directory, manifests: String = "scripts/deploy"
+        podMTU: UInt32 = 1420, datastore: LabDatastore = .directory, manifests: String = "scripts/deploy",
+        platform: LabPlatform = .onPremises
     ) {
+        self.platform = platform
         self.datastore = datastore
         self.manifests = manifests
         self.mode = mode

@@ -18,7 +18,8 @@ enum DatastoreLocation {
         let (kind, rest) = split(text)
         switch (kind, rest) {
         case ("directory", let path?) where !path.isEmpty: return DirectoryDatastore(path: path, logger: logger)
-        case ("etcd", let hosts?): return EtcdDatastore(try EtcdAccess(hosts: hosts, environment: environment), logger: logger)
+        case ("etcd", let hosts?):
+            return EtcdDatastore(try EtcdAccess(hosts: hosts, environment: environment), logger: logger)
         case ("kubernetes", nil):
             return KubernetesDatastore(try KubernetesAccess.found(environment: environment), logger: logger)
         case ("kubernetes", let file?) where !file.isEmpty:

@@ -25,7 +25,8 @@ struct LabCommand: AsyncParsableCommand {
             Nodes are node1, node2, …; pods node1-pod1, …; the network between the nodes is underlay.
             Nothing of it touches the machine's own network.
             """,
-        subcommands: [Up.self, Status.self, Check.self, Exec.self, Env.self, LabPageCommand.self, Down.self])
+        subcommands: [Up.self, Status.self, Check.self, Exec.self, Env.self, LabPageCommand.self, LabFillCommand.self,
+            LabLatencyCommand.self, Down.self])
 
     struct Up: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
@@ -42,6 +43,8 @@ struct LabCommand: AsyncParsableCommand {
         @Option(help: "MTU of the pods' devices.") var podMtu: UInt32 = 1420
         @Option(help: "Where the resources are: directory, etcd, or kubernetes (a real API server).")
         var datastore = "directory"
+        @Option(help: "Whose cluster it looks like: on-premises, flannel, eks, eks-calico, aks or aks-calico.")
+        var platform = "on-premises"
         @Option(help: "Folder of what is applied to an API server.") var manifests = "scripts/deploy"
         @Flag(help: "Leave WireGuard switched off.") var disabled = false
 
@@ -55,10 +58,14 @@ struct LabCommand: AsyncParsableCommand {
             guard let store = LabDatastore(rawValue: datastore) else {
                 throw ValidationError("--datastore: \"\(datastore)\" is not one of directory, etcd, kubernetes")
             }
+            guard let kind = LabPlatform(rawValue: platform) else {
+                let words = LabPlatform.allCases.map(\.rawValue).joined(separator: ", ")
+                throw ValidationError("--platform: \"\(platform)\" is not one of \(words)")
+            }
             let spec = LabSpec(
                 name: lab.name, nodes: nodes, pods: pods, families: dual ? [.ipv4, .ipv6] : ipv6 ? [.ipv6] : [.ipv4],
                 backend: backend, attachment: attachment, mode: mode, podMTU: podMtu,
-                datastore: store, manifests: URL(fileURLWithPath: manifests).path)
+                datastore: store, manifests: URL(fileURLWithPath: manifests).path, platform: kind)
             let lab = try await Lab.up(spec, enabled: !disabled, binary: ownBinary(), logger: quietLogger)
             do {
                 try await lab.waitUntilSettled(enabled: !disabled)

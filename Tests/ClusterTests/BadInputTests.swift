@@ -163,7 +163,7 @@ struct BadInputTests {
             let wrongUse: [[String]] = [
                 ["nonsense"], ["maps", "dump", "nothing"], ["get", "nothing"], ["status", "-o", "xml"],
                 ["patch", "node"],
-                ["--datastore"], ["patch", "node", "node1", "-p", "text"],
+                ["--datastore"], ["agent", "--datastore", "nothing:here"], ["patch", "node", "node1", "-p", "text"],
             ]
             for arguments in wrongUse {
                 let result = try await Cluster.execute(lab, "node1", [Cluster.binary] + arguments)
@@ -182,8 +182,8 @@ struct BadInputTests {
                 (["get", "node", "--datastore", "directory:/nowhere"], "directory:/nowhere: cannot be read"),
                 (["status", "--run-directory", "/nowhere"], "no agent has written its status there"),
                 (
-                    ["agent", "--datastore", "directory:/nowhere", "--run-directory", "/run/other"],
-                    "directory:/nowhere"
+                    ["agent", "--datastore", "kubernetes:/nowhere", "--run-directory", "/run/other"],
+                    "/nowhere cannot be read"
                 ),
             ]
             for (arguments, words) in failures {
@@ -192,6 +192,7 @@ struct BadInputTests {
             }
             for command in [
                 "", "agent", "status", "flows", "maps", "doctor", "get", "apply", "patch", "delete", "cleanup", "lab",
+                "datastore",
             ] {
                 let arguments = command.isEmpty ? ["--help"] : [command, "--help"]
                 let result = try await Cluster.execute(lab, "node1", [Cluster.binary] + arguments)

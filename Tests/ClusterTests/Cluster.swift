@@ -45,14 +45,14 @@ enum Cluster {
     static func run(
         nodes: Int = 2, pods: Int = 1, families: [AddressFamily] = [.ipv4, .ipv6], enabled: Bool = true,
         attachment: AttachmentChoice? = nil, mode: ModeChoice = .auto, podMTU: UInt32 = 1420, agents: Bool = true,
-        datastore: LabDatastore = .directory,
+        datastore: LabDatastore = .directory, platform: LabPlatform = .onPremises,
         _ body: (Lab) async throws -> Void
     ) async throws {
         let name = "\(prefix)-\(String(UInt32.random(in: 0...UInt32.max), radix: 36))"
         let spec = LabSpec(
             name: name, nodes: nodes, pods: pods, families: families, backend: wireguard,
             attachment: attachment ?? self.attachment, mode: mode, podMTU: podMTU,
-            datastore: datastore, manifests: DatastoreLabTests.deploy)
+            datastore: datastore, manifests: DatastoreLabTests.deploy, platform: platform)
         let lab = try await Lab.up(spec, enabled: enabled, agents: agents, binary: binary, logger: logger)
         do {
             if agents { try await lab.waitUntilSettled(enabled: enabled) }

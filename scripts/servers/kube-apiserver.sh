@@ -14,8 +14,9 @@ die() { echo "kube-apiserver: $*" >&2 && exit 1; }
 say() { echo "kube-apiserver: $*" >&2; }
 
 cache=${WGPLANE_SERVER_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/wgplane-servers}
-# Another recipe makes another one.
-binary=$cache/kube-apiserver-$(sha256sum "$here/kube-apiserver.sh" | cut -c 1-12)/kube-apiserver
+# Another recipe makes another one; the link names the newest.
+recipe=$(sed -n '/^compile() {/,/^}/p' "$here/kube-apiserver.sh" | sha256sum | cut -c 1-12)
+binary=$cache/kube-apiserver-$recipe/kube-apiserver
 case ${1:-} in
 '') ;;
 --path) echo "$binary" && exit 0 ;;
@@ -25,7 +26,8 @@ esac
 mkdir -p "$cache"
 exec {lock}>"$cache/kube-apiserver.lock"
 flock "$lock"
-[ ! -x "$binary" ] || { echo "$binary" && exit 0; }
+name_newest() { ln -sfn "kube-apiserver-$recipe" "$cache/kube-apiserver"; }
+[ ! -x "$binary" ] || { name_newest && echo "$binary" && exit 0; }
 
 for tool in patch tar xz; do command -v $tool >/dev/null || die "needs $tool; run scripts/bootstrap.sh"; done
 # shellcheck source=scripts/vm/debian.sh
@@ -66,11 +68,14 @@ compile() {
 	"$new/openapi-gen" --logtostderr -O zz_generated.openapi -p k8s.io/kubernetes/pkg/generated/openapi \
 		-h /dev/null -r "$new/violations" --output-base "$new/path/src" -i "$list"
 	"$go/bin/go" build -o "$new/kube-apiserver" \
-		-ldflags '-s -w -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitVersion=v1.20.2 -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitMajor=1 -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitMinor=20' \
+		-ldflags "-s -w $(for package in vendor/k8s.io/component-base/version vendor/k8s.io/client-go/pkg/version pkg/version; do
+			for pair in gitVersion=v1.20.2 gitMajor=1 gitMinor=20; do printf -- '-X k8s.io/kubernetes/%s.%s ' $package $pair; done
+		done)" \
 		./cmd/kube-apiserver
 }
 say "building, once; about six minutes on two processors"
 (compile) >"$log" 2>&1 || { tail -n 20 "$log" >&2 && die "building failed; the whole log is $log"; }
 mkdir -p "${binary%/*}"
 mv "$new/kube-apiserver" "$binary"
+name_newest
 echo "$binary"

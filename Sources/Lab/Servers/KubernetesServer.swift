@@ -22,9 +22,8 @@ public struct KubernetesServer: Sendable {
         let cache =
             environment["WGPLANE_SERVER_CACHE"]
             ?? (environment["XDG_CACHE_HOME"] ?? (environment["HOME"] ?? "/root") + "/.cache") + "/wgplane-servers"
-        let builds = ((try? listFolder(cache)) ?? []).filter { $0.isFolder && $0.name.hasPrefix("kube-apiserver-") }
-        return builds.sorted { $0.modified > $1.modified }.map { "\(cache)/\($0.name)/kube-apiserver" }
-            .first(where: fileExists)
+        let built = "\(cache)/kube-apiserver/kube-apiserver"
+        return fileExists(built) ? built : nil
     }
 
     public init(

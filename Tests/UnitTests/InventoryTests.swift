@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Datastore
+import DesiredState
+import Foundation
+import Model
+import OrderedCollections
+import Testing
+
+@testable import Agent
+
+/// What an agent knows of the cluster: whole lists, changes, what is held back, what is remembered.
+@Suite("Inventory")
+struct InventoryTests {
+    private static func node(_ name: String, _ address: String = "10.0.0.1") -> Manifest {
+        Manifest(
+            key: ResourceKey(.node, name),
+            content: .object([
+                "apiVersion": "v1", "kind": "Node", "metadata": .object(["name": .string(name)]),
+                "status": .object([
+                    "addresses": .array([.object(["type": "InternalIP", "address": .string(address)])])
+                ]),
+            ]))
+    }
+
+    private static func whole(_ nodes: [String], kinds: [ResourceKind] = ResourceKind.allCases) -> ResourceChanges {
+        var changes = ResourceChanges()
+        changes.whole = Set(kinds)
+        for name in nodes { changes.put(node(name), own: "n1") }
+        return changes
+    }
+
+    @Test("nothing is known before every kind has been told whole")
+    func readiness() {
+        var inventory = Inventory(node: "n1")
+        inventory.apply(Self.whole(["n1"], kinds: [.node, .pod]))
+        #expect(!inventory.isReady)
+        inventory.apply(Self.whole([], kinds: ResourceKind.allCases.filter { $0 != .node && $0 != .pod }))
+        #expect(inventory.isReady && inventory.isComplete && inventory.cluster.nodes.count == 1)
+        let version = inventory.version
+        inventory.apply(Self.whole(["n1"]))
+        #expect(inventory.cluster.nodes.count == 1 && inventory.held.isEmpty && inventory.version >= version)
+    }
+
+    @Test("short lists are held, deletions one by one are not; a list that is whole again lets go")
+    func holding() {
+        let names = (1...20).map { "n\($0)" }
+        var inventory = Inventory(node: "n1")
+        inventory.apply(Self.whole(names))
+        var changes = ResourceChanges()
+        for name in names.dropFirst(5) { changes.remove(ResourceKey(.node, name)) }
+        inventory.apply(changes)
+        #expect(inventory.cluster.nodes.count == 5 && inventory.isComplete, "a word for each is believed")
+        inventory.apply(Self.whole(names))
+        inventory.apply(Self.whole(["n1", "n2"]))
+        #expect(inventory.cluster.nodes.count == 20 && !inventory.isComplete)
+        #expect(inventory.problems.first?.message.contains("2 of 20") == true)
+        // Held, a deletion is held too, and a node that comes counts.
+        var later = ResourceChanges()
+        later.remove(ResourceKey(.node, "n2"))
+        later.put(Self.node("n21"), own: "n1")
+        inventory.apply(later)
+        #expect(
+            inventory.cluster.nodes.count == 21
+                && inventory.held[.node]?.gone.contains(ResourceKey(.node, "n2")) == true)
+        inventory.apply(Self.whole(names.dropLast(10)))
+        #expect(inventory.cluster.nodes.count == 10 && inventory.isComplete, "half of them is no wonder")
+        inventory.apply(Self.whole([]))
+        #expect(!inventory.isComplete)
+        inventory.apply(ResourceChanges(), acceptsMassDeletion: true)
+        #expect(inventory.cluster.nodes.isEmpty && inventory.isComplete && inventory.ownNode == nil)
+    }
+
+    @Test("changes that wait are merged: the latest of each, a whole list over what was before it")
+    func merging() {
+        var waiting = Self.whole(["n1", "n2"])
+        var later = ResourceChanges()
+        later.remove(ResourceKey(.node, "n1"))
+        later.put(Self.node("n3"), own: "n1")
+        waiting.merge(later)
+        var inventory = Inventory(node: "n1")
+        inventory.apply(waiting)
+        #expect(inventory.cluster.nodes.keys.sorted() == ["n2", "n3"])
+        var again = later
+        again.merge(Self.whole(["n2", "n4"]))
+        inventory.apply(again)
+        #expect(inventory.cluster.nodes.keys.sorted() == ["n2", "n4"])
+    }
+
+    @Test("what an earlier agent has known is used, said to be stale, and held against what is told first")
+    func memory() async throws {
+        let folder = "/tmp/wgplane-cache-\(UUID().uuidString)"
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let options = AgentOptions(node: "n1", stateDirectory: folder)
+        let cache = ResourceCache(options, location: "etcd:x", logger: DatastoreTests.logger)
+        var inventory = Inventory(node: "n1")
+        let names = (1...1200).map { "n\($0)" }
+        inventory.apply(Self.whole(names))
+        #expect(cache.read() == nil)
+        await cache.keep(inventory.cluster, podScope: .own, version: inventory.version)
+        let content = try #require(cache.read())
+        #expect(content.head.podScope == .own && content.resources.count == 1200)
+        let attributes = try FileManager.default.attributesOfItem(atPath: ResourceCache.path(options))
+        #expect(attributes[.posixPermissions] as? Int == 0o600)
+        // Another's, or another schema's, is none.
+        #expect(ResourceCache(options, location: "etcd:y", logger: DatastoreTests.logger).read() == nil)
+        var other = options
+        other.node = "n2"
+        #expect(ResourceCache(other, location: "etcd:x", logger: DatastoreTests.logger).read() == nil)
+        var text = try String(contentsOfFile: ResourceCache.path(options), encoding: .utf8)
+        try text.replacing("\"schema\":1", with: "\"schema\":2")
+            .write(toFile: ResourceCache.path(options), atomically: true, encoding: .utf8)
+        #expect(cache.read() == nil)
+        text.removeLast(40)
+        try text.write(toFile: ResourceCache.path(options), atomically: true, encoding: .utf8)
+        #expect(cache.read() == nil, "half a file is none")
+
+        var next = Inventory(node: "n1")
+        next.recall(content.resources, podScope: content.head.podScope)
+        #expect(next.isReady && !next.isComplete && next.cluster.nodes == inventory.cluster.nodes)
+        next.apply(Self.whole([], kinds: [.node]))
+        #expect(next.cluster.nodes.count == 1200 && next.held[.node] != nil)
+        next.apply(Self.whole(names))
+        #expect(next.isComplete && next.stale.isEmpty)
+        await cache.forget()
+        #expect(!FileManager.default.fileExists(atPath: ResourceCache.path(options)))
+    }
+
+    @Test("merge patches make one value of another (RFC 7386)")
+    func patches() {
+        let old = ManifestValue.object(["a": "1", "b": .object(["c": "2", "d": "3"]), "e": .array(["x"])])
+        let new = ManifestValue.object(["a": "1", "b": .object(["c": "4"]), "e": .array(["x", "y"]), "f": true])
+        let patch = old.mergePatch(to: new)
+        #expect(
+            patch
+                == .object(["b": .object(["c": "4", "d": .null]), "e": .array(["x", "y"]), "f": true]))
+        #expect(patch.map { old.merging($0) } == new)
+        #expect(new.mergePatch(to: new) == nil)
+    }
+
+    @Test("followed resources keep the fields that are looked at, whatever their types are")
+    func masks() throws {
+        let text = """
+            {"metadata":{"name":"p","managedFields":[1,2],"labels":{"k8s-app":"calico-node","x":"y"},
+            "ownerReferences":[{"kind":"ReplicaSet","name":"r","uid":"u"}]},
+            "spec":{"nodeName":7,"containers":[{"name":"c"}]},"status":{"podIPs":"no","phase":"Running"}}
+            """
+        let value = try FieldMask.followed(.pod).decoder().decode(MaskedValue.self, from: Data(text.utf8)).value
+        #expect(value[["metadata", "managedFields"]] == nil && value[["spec", "containers"]] == nil)
+        #expect(value[["metadata", "labels"]] == .object(["k8s-app": "calico-node"]))
+        #expect(
+            value[["metadata", "ownerReferences"]] == .array([.object(["kind": "ReplicaSet", "name": "r"])]))
+        #expect(value[["spec", "nodeName"]] == .integer(7) && value[["status", "podIPs"]] == "no")
+    }
+}
