@@ -25,8 +25,10 @@ struct LabCommand: AsyncParsableCommand {
             Nodes are node1, node2, …; pods node1-pod1, …; the network between the nodes is underlay.
             Nothing of it touches the machine's own network.
             """,
-        subcommands: [Up.self, Status.self, Check.self, Exec.self, Env.self, LabPageCommand.self, LabFillCommand.self,
-            LabLatencyCommand.self, Down.self])
+        subcommands: [
+            Up.self, Status.self, Check.self, Exec.self, Env.self, LabPageCommand.self, LabFillCommand.self,
+            LabLatencyCommand.self, Down.self,
+        ])
 
     struct Up: AsyncParsableCommand {
         static let configuration = CommandConfiguration(

@@ -101,6 +101,7 @@ struct LabLatencyCommand: AsyncParsableCommand {
             [name] + [values.minimum, values.median, values.p99, values.maximum].map { String(format: "%.1f", $0) }
         }
         Output.table(
-            ["MILLISECONDS", "MIN", "MEDIAN", "P99", "MAX"], [line("written", result.write), line("in the map", result.entry)])
+            ["MILLISECONDS", "MIN", "MEDIAN", "P99", "MAX"],
+            [line("written", result.write), line("in the map", result.entry)])
     }
 }
