@@ -35,6 +35,7 @@ public struct AgentService: Service {
         // Reasons to work: many at once are one.
         let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         logger.notice("agent starts", metadata: ["node": "\(options.node)", "datastore": "\(datastore.location)"])
+        await controller.remember()
         await withTaskGroup(of: Void.self) { group in
             group.addTask { await cancelWhenGracefulShutdown { await datastore.follow(controller.feed) } }
             group.addTask {

@@ -68,6 +68,7 @@ public struct NodeCleanup: Sendable {
             try settings.restore()
         }
         step { try GuardState.remove(options.stateDirectory) }
+        step { try removeFile(ResourceCache.path(options)) }
         try? removeFolder(options.stateDirectory)
         if let failure { throw failure }
     }

@@ -8,15 +8,20 @@ internal import Model
 
 /// What is known of the cluster, over a restart while the datastore is away.
 extension NodeController {
-    /// Works on what an earlier agent has known, where the datastore has told nothing yet.
+    /// Reads what an earlier agent has known, before the datastore is followed.
+    func remember() {
+        guard let content = cache.read() else { return }
+        remember(content.resources, podScope: content.head.podScope)
+        remembered = content.head
+    }
+
+    /// Works on it, where the datastore has not told all yet.
     func recall() {
-        guard !inventory.isReady, let content = cache.read() else { return }
-        recall(content.resources, podScope: content.head.podScope)
-        recalledFrom = content.head.written
-        feed.podScope = content.head.podScope
+        guard recallInventory(), let remembered else { return }
+        recalledFrom = remembered.written
+        feed.podScope = remembered.podScope
         logger.warning(
-            "the datastore is away; what was known is used",
-            metadata: ["resources": "\(content.resources.count)", "seconds old": "\(age(content.head.written))"])
+            "the datastore is away; what was known is used", metadata: ["seconds old": "\(age(remembered.written))"])
     }
 
     private func age(_ written: Int64) -> Int64 { max(0, Int64(Date().timeIntervalSince1970) - written) }
@@ -39,8 +44,9 @@ extension NodeController {
 
     /// Keeps what is known, while it is in use.
     func keepCache(isLast: Bool = false) async {
-        guard inventory.isComplete, let podScope = inventory.podScope else { return }
+        // What is off needs no memory, and must not come on by it.
         guard !families.isEmpty else { return await cache.forget() }
+        guard inventory.isComplete, let podScope = inventory.podScope else { return }
         await cache.keep(inventory.cluster, podScope: podScope, version: inventory.version, isLast: isLast)
     }
 }

@@ -78,6 +78,7 @@ extension NodeController {
 
     /// Leaves nothing behind: programs, maps, devices, annotations, the device's address.
     func tearDown(_ plan: NodePlan) async throws {
+        await cache.forget()
         if !hasCleaned {
             // Each step is made, whatever another one says; the pass is made again until all are done.
             var failure: (any Error)?

@@ -13,6 +13,22 @@ internal import WireGuard
 
 /// What the agent tells of itself: problems in the log once, all of it in the status file.
 extension NodeController {
+    /// Until the datastore has told all: what an earlier agent has told stays, for the next one to read.
+    func reportWaiting() {
+        let state = datastoreState == "unavailable" ? datastoreState : "waiting"
+        guard var report = earlier else {
+            let wasReady = datastoreState == "ready"
+            if wasReady { datastoreState = "waiting" }
+            self.report(problems: [], plan: nil)
+            if wasReady { datastoreState = "ready" }
+            return
+        }
+        report.process = processIdentifier()
+        report.datastoreState = state
+        guard report != lastReport else { return }
+        if (try? report.write(runDirectory: options.runDirectory)) != nil { lastReport = report }
+    }
+
     func report(problems: [Problem], plan: NodePlan?) {
         let distinct = Set(problems)
         for problem in distinct.subtracting(lastProblems).sorted() {

@@ -30,6 +30,8 @@ public actor NodeController {
     let cache: ResourceCache
     /// When what is known was told, where it is known from an earlier agent's memory only.
     var recalledFrom: Int64?
+    /// The head of that memory.
+    var remembered: ResourceCache.Head?
     /// The last plan, and what it was made of.
     private var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     var datastoreState = "waiting"
@@ -182,9 +184,12 @@ public actor NodeController {
         }
     }
 
-    func recall(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
-        inventory.recall(resources, podScope: podScope)
+    func remember(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
+        inventory.remember(resources, podScope: podScope)
     }
+
+    /// Whether there was something to recall.
+    func recallInventory() -> Bool { inventory.recall() }
 
     /// Whether all that the plan is made of is known: only then may be taken away what it does not name.
     var isComplete: Bool {
@@ -231,12 +236,13 @@ public actor NodeController {
         }
         lastPassFailed = false
         pathOfPass = nil
+        // Before a report of this agent takes the place of an earlier one's.
+        rememberKeyOwners()
         guard inventory.isReady else {
-            report(problems: [], plan: nil)
+            reportWaiting()
             return Self.auditPeriod
         }
         var problems = inventory.problems + staleProblems()
-        rememberKeyOwners()
         var plan = makePlan()
         if plan.settings.massDeletion == .apply, !inventory.held.isEmpty {
             inventory.apply(ResourceChanges(), acceptsMassDeletion: true)

@@ -63,7 +63,7 @@ public struct StatusReport: Sendable, Codable, Equatable {
     /// Why this mode.
     public var modeReason = ""
     public var datastore: String
-    /// `ready`, `waiting`, `unavailable`.
+    /// `ready`, `waiting` (it has not told all yet), `unavailable`, `stale` (an earlier agent's memory is in use).
     public var datastoreState: String
     public var routeSource: String
     /// `kernel`, `userspace`; empty while disabled.

@@ -267,9 +267,11 @@ public actor DirectoryDatastore: Datastore {
             let gone = told.versions.keys.filter { now.versions[$0] == nil }
             for key in gone { changes.remove(key) }
             // Another disk, or an empty one, is a list to be wondered at, not so many deletions.
-            for (kind, keys) in Dictionary(grouping: gone, by: \.kind) where keys.count >= 9 {
+            for (kind, keys) in Dictionary(grouping: gone, by: \.kind) {
                 let former = told.versions.keys.count { $0.kind == kind }
-                guard keys.count * 10 >= former * 9 else { continue }
+                guard former > 1, keys.count == former || former >= 10 && keys.count * 10 >= former * 9 else {
+                    continue
+                }
                 for (key, manifest) in snapshot.manifests where key.kind == kind {
                     changes.put(manifest, own: feed.node)
                 }

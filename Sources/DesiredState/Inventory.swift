@@ -26,9 +26,15 @@ public struct Inventory: Sendable {
     public private(set) var held: [ResourceKind: Held] = [:]
     private let node: String
 
+    /// What an earlier agent has known, of kinds that nobody has told of yet.
+    private var memory: [ResourceKey: ResourceEntry] = [:]
+    private var memoryScope = PodScope.own
+
     public struct Held: Sendable, Hashable {
+        /// What the datastore does not tell of any more, and is kept.
         public var gone: Set<ResourceKey>
-        public var left: Int
+        /// How many there were.
+        public var baseline: Int
     }
 
     public init(node: String) { self.node = node }
@@ -44,8 +50,8 @@ public struct Inventory: Sendable {
         contentProblems
             + held.sorted { $0.key < $1.key }.map { kind, held in
                 Problem(
-                    resource: kind.rawValue, field: "list", value: "\(held.left)",
-                    message: "the datastore tells of \(held.left) of \(held.left + held.gone.count) "
+                    resource: kind.rawValue, field: "list", value: "\(held.baseline - held.gone.count)",
+                    message: "the datastore tells of \(held.baseline - held.gone.count) of \(held.baseline) "
                         + "\(kind.plural) that were there, and what is missing is kept",
                     remedy: "is it the right datastore, and is it whole? if so, set massDeletion to Apply")
             }
@@ -65,48 +71,71 @@ public struct Inventory: Sendable {
         for (key, entry) in changes.entries {
             if let entry {
                 put(key, entry)
-                held[key.kind]?.noteReturn(of: key)
-            } else if changes.whole.contains(key.kind) {
-                // What a whole list does not name is looked at as a whole.
-                continue
-            } else if held[key.kind] != nil {
-                held[key.kind]?.noteLoss(of: key)
-            } else {
+                held[key.kind]?.gone.remove(key)
+            } else if !changes.whole.contains(key.kind), cluster[key] != nil {
+                // A word of its own is believed; what a whole list does not name is looked at as a whole.
                 remove(key)
+                if held[key.kind]?.gone.remove(key) != nil { held[key.kind]?.baseline -= 1 }
             }
         }
         for kind in changes.whole { takeWhole(kind, changes) }
-        if acceptsMassDeletion || !held.isEmpty { release(all: acceptsMassDeletion) }
+        for (kind, held) in held where acceptsMassDeletion || held.gone.isEmpty { release(kind) }
     }
 
-    /// Takes in what an earlier agent has known, of kinds that nobody has told of yet. Nothing is taken away for not
-    /// being among it, and whole lists are held against it.
-    public mutating func recall(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
+    /// Keeps what an earlier agent has known: first lists are held against it, and `recall` uses it.
+    public mutating func remember(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
+        memory = resources.filter { !known.contains($0.key.kind) }
+        memoryScope = podScope
+    }
+
+    /// Works on what is remembered, of kinds that nobody has told of yet: nothing is taken away for not being among it.
+    /// False: there is nothing to work on.
+    public mutating func recall() -> Bool {
+        guard !isReady, !memory.isEmpty else { return false }
         stale = Set(ResourceKind.allCases).subtracting(known)
-        for (key, entry) in resources where stale.contains(key.kind) { cluster.set(key, to: entry) }
-        if stale.contains(.pod) { self.podScope = podScope }
+        for (key, entry) in memory where stale.contains(key.kind) { cluster.set(key, to: entry) }
+        if stale.contains(.pod) { podScope = memoryScope }
         known = Set(ResourceKind.allCases)
+        memory = [:]
         version += 1
+        return true
     }
 
     private mutating func takeWhole(_ kind: ResourceKind, _ changes: ResourceChanges) {
-        if known.insert(kind).inserted { version += 1 }
-        if stale.remove(kind) != nil { version += 1 }
+        let isFirst = known.insert(kind).inserted
+        let wasStale = stale.remove(kind) != nil
+        if isFirst || wasStale { version += 1 }
         if kind == .pod, podScope != changes.podScope {
             podScope = changes.podScope
             version += 1
         }
         let present = cluster.keys(of: kind)
-        // What is told without being there is nil, and is gone.
-        let gone = present.filter { (changes.entries[$0] ?? nil) == nil }
-        let left = present.count - gone.count
-        held[kind] = gone.isEmpty ? nil : Held(gone: gone, left: left)
-        if held[kind]?.isSuspect == false { release(kind) }
+        let listed = changes.entries.lazy.filter { $0.key.kind == kind && $0.value != nil }.count
+        var gone = present.filter { (changes.entries[$0] ?? nil) == nil }
+        var baseline = max(present.count, held[kind]?.baseline ?? 0)
+        if isFirst {
+            let before = memory.filter { $0.key.kind == kind && (kind != .pod || memoryScope == changes.podScope) }
+            baseline = max(baseline, before.count)
+            if isHeld(kind, listed, of: baseline, changes) {
+                for (key, entry) in before where cluster[key] == nil {
+                    cluster.set(key, to: entry)
+                    gone.insert(key)
+                }
+            }
+            memory = memory.filter { $0.key.kind != kind }
+        }
+        guard !gone.isEmpty else { return held[kind] = nil }
+        let keeps = isHeld(kind, listed, of: baseline, changes)
+        held[kind] = Held(gone: gone, baseline: baseline)
+        if !keeps { release(kind) }
     }
 
-    /// Lets go what is not suspect any more.
-    private mutating func release(all: Bool) {
-        for (kind, held) in held where all || !held.isSuspect { release(kind) }
+    /// Whether a list is not believed: one that is empty, or has a tenth of what was there, where that was more than a
+    /// handful; then until it has half of it. A node's own pods may all be gone, after a reboot for example.
+    private func isHeld(_ kind: ResourceKind, _ listed: Int, of baseline: Int, _ changes: ResourceChanges) -> Bool {
+        guard baseline > 0, kind != .pod || changes.podScope == .all else { return false }
+        if held[kind] != nil { return listed * 2 < baseline }
+        return listed == 0 || baseline >= 10 && listed * 10 <= baseline
     }
 
     private mutating func release(_ kind: ResourceKind) {
@@ -128,17 +157,4 @@ public struct Inventory: Sendable {
     }
 
     private var ownNodeKey: ResourceKey { ResourceKey(.node, node) }
-}
-
-extension Inventory.Held {
-    /// A list that is empty, or has a tenth of what was there, where there was more than a handful.
-    var isSuspect: Bool { left == 0 || gone.count + left >= 10 && left * 10 <= gone.count + left }
-
-    fileprivate mutating func noteReturn(of key: ResourceKey) {
-        if gone.remove(key) != nil { left += 1 }
-    }
-
-    fileprivate mutating func noteLoss(of key: ResourceKey) {
-        if gone.insert(key).inserted { left = max(0, left - 1) }
-    }
 }

@@ -160,7 +160,8 @@ final class EtcdClient: Sendable {
     }
 
     private static func isRefusedToken(_ error: RPCError) -> Bool {
-        error.code == .unauthenticated || error.message.contains("invalid auth token")
+        error.code == .unauthenticated
+            || ["invalid auth token", "auth store is old", "user name is empty"].contains { error.message.contains($0) }
     }
 
     private func token(_ channel: Channel, refused: String?) async throws -> String? {

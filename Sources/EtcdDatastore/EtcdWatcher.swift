@@ -86,8 +86,9 @@ struct EtcdWatcher: Sendable {
                 let current: Position
                 if let position { current = position } else { current = try await list() }
                 position = current
+                let began = ContinuousClock.now
+                defer { if ContinuousClock.now - began > .seconds(5) { backoff.succeeded() } }
                 try await watch(current)
-                backoff.succeeded()
             } catch let error as Expired {
                 logger.info("etcd: watch is begun anew", metadata: ["reason": "\(error.reason)"])
                 position = nil
@@ -211,7 +212,8 @@ struct EtcdWatcher: Sendable {
             position.unreadable = unreadable
             tell(unreadable, in: &changes)
         }
-        if !message.created { position.revision = max(position.revision, message.header.revision) }
+        // Not the header's: in the middle of a batch, and on etcd before 3.4.25, that runs ahead of the events.
+        if let last = message.events.last { position.revision = max(position.revision, last.kv.modRevision) }
         feed.post(changes)
         await health.succeeded("etcd")
     }

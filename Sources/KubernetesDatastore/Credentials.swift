@@ -76,7 +76,26 @@ actor Credentials {
         var status: Status?
     }
 
+    /// Seconds that a program may take.
+    private static let patience = Duration.seconds(15)
+
+    /// Its answer, or an error when it takes too long, which ends it.
     private static func ask(_ program: CredentialProgram) async throws -> Credential {
+        try await withThrowingTaskGroup(of: Credential.self) { group in
+            group.addTask { try await start(program) }
+            group.addTask {
+                try await Task.sleep(for: patience)
+                throw AccessError(
+                    "credential plugin \(program.command) has said nothing for \(patience)",
+                    remedy: "run it by hand; see the exec section of the kubeconfig")
+            }
+            defer { group.cancelAll() }
+            guard let first = try await group.next() else { throw CancellationError() }
+            return first
+        }
+    }
+
+    private static func start(_ program: CredentialProgram) async throws -> Credential {
         let remedy = "run it by hand; see the exec section of the kubeconfig"
         let info =
             "{\"apiVersion\":\"\(program.apiVersion)\",\"kind\":\"ExecCredential\",\"spec\":{\"interactive\":false}}"

@@ -36,7 +36,9 @@ struct KindWatcher: Sendable {
         var version: String?
         var lastVersion: String?
         var mayHaveGoneBack = false
+        var absences = 0
         while !Task.isCancelled {
+            let generation = client.generation
             do {
                 let from: String
                 if let version { from = version } else { from = try await list(atLeast: lastVersion) }
@@ -44,8 +46,13 @@ struct KindWatcher: Sendable {
                 lastVersion = from
                 if mayHaveGoneBack, try await hasGoneBack(behind: from) { throw Expired() }
                 mayHaveGoneBack = false
+                absences = 0
                 await health.succeeded(part)
-                try await watch(&version, &backoff)
+                let began = ContinuousClock.now
+                defer { if ContinuousClock.now - began > .seconds(5) { backoff.succeeded() } }
+                try await watch(&version)
+                // A server that ends watches at once is going.
+                if ContinuousClock.now - began < .seconds(5) { await pause(backoff.next()) }
             } catch is CancellationError {
                 return
             } catch is Expired {
@@ -53,8 +60,14 @@ struct KindWatcher: Sendable {
                 version = nil
                 await pause(backoff.next())
             } catch let error as KubernetesError where error.code == 404 && kind.isCustom {
-                await noteAbsent()
                 version = nil
+                // An API server that starts may not know a kind for a moment.
+                absences += 1
+                guard absences > 3 || lastVersion == nil && absences > 1 else {
+                    await pause(.seconds(1))
+                    continue
+                }
+                await noteAbsent()
                 await pause(absentPeriod * Double.random(in: 0.75...1.25))
             } catch {
                 if Task.isCancelled { return }
@@ -64,12 +77,16 @@ struct KindWatcher: Sendable {
                 if known?.code == 504 || known?.code == 500, known?.message.contains("resource version") == true {
                     (version, lastVersion) = (nil, nil)
                 }
-                if Self.isSilence(error) { client.renew() }
+                // A kind in which nothing happens may have no bookmarks either: does the server answer otherwise?
+                if Self.isSilence(error), let from = version, let isBehind = try? await hasGoneBack(behind: from) {
+                    if isBehind { version = nil }
+                    continue
+                }
+                if Self.isSilence(error) { client.renew(generation) }
                 mayHaveGoneBack = true
                 await health.failed(part, Self.text(error))
                 await pause(backoff.next(atLeast: known?.retryAfter ?? .zero))
             }
-            if version != nil { backoff.succeeded() }
         }
     }
 
@@ -149,7 +166,7 @@ struct KindWatcher: Sendable {
 
     // MARK: Watch
 
-    private func watch(_ version: inout String?, _ backoff: inout Backoff) async throws {
+    private func watch(_ version: inout String?) async throws {
         let seconds = Int.random(in: 300...600)
         var request = KubernetesClient.Request(verb: "watch", target: kind.plural, path: kind.listPath)
         request.query =

@@ -47,6 +47,9 @@ final class KubernetesClient: Sendable {
     private struct Current {
         var client: HTTPClient?
         var certificate: [UInt8]?
+        var authorities: [UInt8]?
+        /// Counts clients.
+        var generation = 0
         var isClosed = false
     }
 
@@ -63,9 +66,12 @@ final class KubernetesClient: Sendable {
     private func client(_ credential: Credential) throws -> HTTPClient {
         var old: HTTPClient?
         defer { Self.end(old) }
+        let authorities = try access.authorities?.bytes()
         return try current.withLock { state in
             guard !state.isClosed else { throw AccessError("the connection is closed", remedy: "open it again") }
-            if let client = state.client, state.certificate == credential.chain { return client }
+            if let client = state.client, state.certificate == credential.chain, state.authorities == authorities {
+                return client
+            }
             var pair: (chain: [UInt8], key: [UInt8])?
             if let chain = credential.chain, let key = credential.key { pair = (chain, key) }
             var configuration = HTTPClient.Configuration(
@@ -78,14 +84,21 @@ final class KubernetesClient: Sendable {
             old = state.client
             state.client = client
             state.certificate = credential.chain
+            state.authorities = authorities
+            state.generation += 1
             return client
         }
     }
 
-    /// The next request makes a connection anew: this one is silent, and requests would follow each other into it.
-    func renew() {
+    /// Which client requests go by now.
+    var generation: Int { current.withLock(\.generation) }
+
+    /// The next request makes a connection anew, unless that was done since: this one is silent, and requests would
+    /// follow each other into it.
+    func renew(_ generation: Int) {
         Self.end(
             current.withLock { state in
+                guard generation == 0 || state.generation == generation else { return nil }
                 defer { state.client = nil }
                 return state.client
             })
@@ -130,6 +143,7 @@ final class KubernetesClient: Sendable {
     /// The answer line by line, for as long as it goes on; each line is handed on before the next is read. Returns when
     /// the server has ended it.
     func stream(_ request: Request, seconds: Int, _ line: (ArraySlice<UInt8>) async throws -> Void) async throws {
+        try await limiter.wait()
         try await withRetryOfRefusal(request, deadline: .seconds(seconds + 60)) { response in
             var rest: [UInt8] = []
             for try await buffer in response.body {

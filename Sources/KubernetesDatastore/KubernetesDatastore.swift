@@ -151,6 +151,9 @@ public struct KubernetesDatastore: Datastore {
             return nil
         }
         guard let patch = current.mergePatch(to: wanted) else { return current }
+        if key.kind == .ipamBlock, case .object(let fields) = patch, fields.keys.elementsEqual(["spec"]) {
+            return try await replaceSpec(key, current, wanted)
+        }
         var result = current
         for (path, part) in Self.parts(key, patch) {
             var part = part
@@ -164,6 +167,25 @@ public struct KubernetesDatastore: Datastore {
             result = try JSONDecoder().decode(ManifestValue.self, from: Data(try await client.send(request)))
         }
         return result
+    }
+
+    /// By a JSON patch (RFC 6902): free addresses of a block are nulls of an array, which merge patches of older API
+    /// servers lose. The version makes it a conflict when somebody was faster.
+    private func replaceSpec(
+        _ key: ResourceKey, _ current: ManifestValue, _ wanted: ManifestValue
+    ) async throws -> ManifestValue {
+        func replace(_ path: String, _ value: ManifestValue?) -> ManifestValue {
+            .object(["op": "replace", "path": .string(path), "value": value ?? .null])
+        }
+        var request = KubernetesClient.Request(
+            verb: "patch", target: key.kind.plural, method: .PATCH, path: key.path)
+        request.body = try Self.json(
+            .array([
+                replace("/metadata/resourceVersion", current.resourceVersion.map { .string($0) }),
+                replace("/spec", wanted["spec"]),
+            ]))
+        request.contentType = "application/json-patch+json"
+        return try JSONDecoder().decode(ManifestValue.self, from: Data(try await client.send(request)))
     }
 
     /// Server-side apply: fields of other managers stay. A status is merged: it is nobody's who applies, and two

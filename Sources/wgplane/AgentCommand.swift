@@ -34,7 +34,7 @@ struct AgentCommand: AsyncParsableCommand {
             throw ProblemsError(
                 Problem(
                     resource: "Agent", field: "privileges", message: "needs root to make devices and load BPF programs",
-                    remedy: "run it as root, or in a container with CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN"))
+                    remedy: "run it as root, or in a container with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON"))
         }
         var options = node.options
         options.overrides =

@@ -77,9 +77,10 @@ struct StatusCommand: AsyncParsableCommand {
                 Problem(resource: "Agent", field: "node", value: node, message: "does not run", remedy: "see its log"))
         }
         guard ready else { return }
-        let state = try view.report().datastoreState
+        let report = try view.report()
+        let state = report.datastoreState
         // Away later is no reason to take a node out of service: its data plane goes on.
-        guard state != "waiting" else {
+        guard state != "waiting", !report.routeSource.isEmpty else {
             throw ProblemsError(
                 Problem(
                     resource: "Agent", field: "datastore", value: state, message: "has heard nothing yet",

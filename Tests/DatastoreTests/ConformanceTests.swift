@@ -297,7 +297,7 @@ struct ConformanceTests {
                 try #require(await eventually { follower.isReady })
                 follower.mark()
                 try await rig.loseAll()
-                #expect(await eventually(within: .seconds(60)) { !follower.inventory.held.isEmpty })
+                #expect(await eventually(within: .seconds(60)) { follower.inventory.held[.node] != nil })
                 #expect(follower.nodes.count == 12 && !follower.inventory.isComplete)
                 let problem = follower.inventory.problems.first { $0.resource == "Node" }
                 #expect(problem?.message.contains("0 of 12") == true, "\(String(describing: problem))")

@@ -253,6 +253,36 @@ struct KubernetesTests {
         return try result.get()
     }
 
+    @Test("a block keeps its free addresses, wherever they are, through a change and back")
+    func blocks() async throws {
+        try await run { rig in
+            let allocations: [ManifestValue] = [.null, .integer(0), .null, .null, .integer(1)]
+            let attributes: [ManifestValue] = [.object(["handle_id": "a"]), .object(["handle_id": "b"])]
+            try await rig.direct.put(
+                Make.resource(
+                    .ipamBlock, "10-48-1-0-29",
+                    [
+                        "spec": .object([
+                            "cidr": "10.48.1.0/29", "affinity": "host:n1", "allocations": .array(allocations),
+                            "attributes": .array(attributes),
+                        ])
+                    ]))
+            let store = try rig.open()
+            let key = ResourceKey(.ipamBlock, "10-48-1-0-29")
+            let given = try await store.update(key) { current in
+                current.flatMap { AddressAllocation.allocate(in: $0, node: "n1", family: .ipv4)?.block }
+            }
+            #expect(given?[["spec", "allocations"]] == .array([.integer(2)] + allocations.dropFirst()))
+            let back = try await store.update(key) { current in
+                current.flatMap { AddressAllocation.release(in: $0, node: "n1", family: .ipv4) }
+            }
+            #expect(back?[["spec", "allocations"]] == .array(allocations))
+            let read = try await store.read([.ipamBlock]).manifests[key]
+            await store.close()
+            #expect(read?.content[["spec", "allocations"]] == .array(allocations))
+        }
+    }
+
     @Test("in a pod: the service account's files say where and who")
     func inCluster() async throws {
         try await run { rig in

@@ -55,16 +55,16 @@ struct InventoryTests {
         inventory.apply(Self.whole(["n1", "n2"]))
         #expect(inventory.cluster.nodes.count == 20 && !inventory.isComplete)
         #expect(inventory.problems.first?.message.contains("2 of 20") == true)
-        // Held, a deletion is held too, and a node that comes counts.
+        // Held, a deletion of its own is believed, a node that comes counts, and one that returns releases no other.
         var later = ResourceChanges()
         later.remove(ResourceKey(.node, "n2"))
-        later.put(Self.node("n21"), own: "n1")
+        for name in ["n3", "n4", "n5", "n21"] { later.put(Self.node(name), own: "n1") }
         inventory.apply(later)
-        #expect(
-            inventory.cluster.nodes.count == 21
-                && inventory.held[.node]?.gone.contains(ResourceKey(.node, "n2")) == true)
-        inventory.apply(Self.whole(names.dropLast(10)))
-        #expect(inventory.cluster.nodes.count == 10 && inventory.isComplete, "half of them is no wonder")
+        #expect(inventory.cluster.nodes.count == 20 && inventory.held[.node]?.gone.count == 15)
+        inventory.apply(Self.whole(["n1", "n3", "n4", "n5", "n6", "n7"]))
+        #expect(inventory.cluster.nodes.count == 20 && !inventory.isComplete, "a third of it ends no hold")
+        inventory.apply(Self.whole(names.dropLast(8)))
+        #expect(inventory.cluster.nodes.count == 12 && inventory.isComplete, "half of them is no wonder")
         inventory.apply(Self.whole([]))
         #expect(!inventory.isComplete)
         inventory.apply(ResourceChanges(), acceptsMassDeletion: true)
@@ -116,12 +116,18 @@ struct InventoryTests {
         #expect(cache.read() == nil, "half a file is none")
 
         var next = Inventory(node: "n1")
-        next.recall(content.resources, podScope: content.head.podScope)
-        #expect(next.isReady && !next.isComplete && next.cluster.nodes == inventory.cluster.nodes)
+        next.remember(content.resources, podScope: content.head.podScope)
+        var fresh = next
+        let isRecalled = next.recall()
+        #expect(isRecalled && next.isReady && !next.isComplete && next.cluster.nodes == inventory.cluster.nodes)
         next.apply(Self.whole([], kinds: [.node]))
         #expect(next.cluster.nodes.count == 1200 && next.held[.node] != nil)
         next.apply(Self.whole(names))
         #expect(next.isComplete && next.stale.isEmpty)
+        // Not recalled, it is what first lists are held against.
+        fresh.apply(Self.whole([], kinds: [.node]))
+        fresh.apply(Self.whole([], kinds: ResourceKind.allCases.filter { $0 != .node }))
+        #expect(fresh.isReady && !fresh.isComplete && fresh.cluster.nodes.count == 1200)
         await cache.forget()
         #expect(!FileManager.default.fileExists(atPath: ResourceCache.path(options)))
     }

@@ -54,14 +54,20 @@ CONTROL
 cat >"$root/DEBIAN/postinst" <<'POST'
 #!/bin/sh
 set -e
-[ ! -d /run/systemd/system ] || systemctl daemon-reload
+[ -d /run/systemd/system ] || exit 0
+systemctl daemon-reload
+# The next agent takes over what runs.
+[ -z "$2" ] || systemctl try-restart wgplane.service
 POST
 cat >"$root/DEBIAN/prerm" <<'PRERM'
 #!/bin/sh
-# Upgrades leave the data plane as it is: the next agent takes it over.
 set -e
-[ ! -d /run/systemd/system ] || systemctl stop wgplane.service || true
-[ "$1" != remove ] || wgplane cleanup || true
+[ "$1" = remove ] || exit 0
+[ ! -d /run/systemd/system ] || systemctl stop wgplane.service
+# From the datastore that the agent had: others go on sending into the tunnel unless they are told.
+set -a
+[ ! -r /etc/wgplane/agent.env ] || . /etc/wgplane/agent.env
+wgplane cleanup || echo "wgplane: cleanup has failed; see above" >&2
 PRERM
 chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm"
 mkdir -p "$output"
