@@ -126,6 +126,8 @@ public struct TunnelAudit: Sendable {
     public static let tolerance = 0.001
     /// What may be between the counters at a look: so many bytes, and so many seconds' worth of the load.
     static let inFlight = (bytes: 16_384.0, seconds: 0.005)
+    /// Packets that a TUN device holds for wireguard-go (its txqueuelen).
+    static let userspaceQueue = 500.0
     /// Of handshakes and keep-alives, per peer: at once, and each second.
     static let overhead = (once: 1024.0, perSecond: 64.0)
     /// Seconds that a session lasts without another handshake (REJECT_AFTER_TIME; WireGuard, section 6.1).
@@ -193,10 +195,12 @@ public struct TunnelAudit: Sendable {
             return (0, waiting.isEmpty)
         }
         let packet = Double(device.mtu) + 48
+        let queued = device.isUserspace ? userspaceQueue * packet : 0
         let dropped = Double(device.dropped - min(before.dropped, device.dropped))
         let errors = Double(device.errors - min(before.errors, device.errors))
         return (
-            Double(waiting.count) * staged.packets * packet + dropped * (device.isUserspace ? staged.bytes : packet)
+            queued + Double(waiting.count) * staged.packets * packet + dropped
+                * (device.isUserspace ? staged.bytes : packet)
                 + errors * staged.bytes, waiting.isEmpty || !device.isUserspace
         )
     }
