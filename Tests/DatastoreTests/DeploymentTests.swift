@@ -41,11 +41,11 @@ struct DeploymentTests {
     func overlays() async throws {
         try await run { rig in
             try await rig.kubectl("apply", "-k", "\(deploy)/calico-crds")
-            try await rig.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+            try await rig.kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
             for overlay in ["beside-calico", "without-calico"] {
                 try await rig.kubectl("apply", "--validate=strict", "-k", "\(deploy)/\(overlay)")
                 // And as one that is there already.
-                try await rig.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+                try await rig.kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
                 try await rig.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", "\(deploy)/\(overlay)")
             }
             let text = try await rig.kubectl("get", "daemonset", "wgplane", "-n", "kube-system", "-o", "yaml")

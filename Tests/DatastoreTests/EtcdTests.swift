@@ -71,7 +71,7 @@ struct EtcdTests {
     ) async throws {
         var said = ""
         // Its first endpoint is none.
-        _ = await eventually(within: .seconds(10)) {
+        _ = await eventually(within: .seconds(40)) {
             do {
                 _ = try await body(store)
                 said = "nothing"

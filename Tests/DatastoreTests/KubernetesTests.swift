@@ -121,7 +121,7 @@ struct KubernetesTests {
         if verb == "list" || verb == "watch" {
             var said: String?
             try await Follower.run(rig.open()) { follower in
-                _ = await eventually(within: .seconds(10)) { follower.unavailability?.contains(resource) == true }
+                _ = await eventually(within: .seconds(40)) { follower.unavailability?.contains(resource) == true }
                 said = follower.unavailability
             }
             return said
@@ -313,7 +313,7 @@ struct KubernetesTests {
                 for file in ["base/crd.yaml", "calico-crds/crds.yaml"] {
                     try await rig.kubectl("apply", "-f", "\(KubernetesRig.deploy)/\(file)")
                 }
-                try await rig.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+                try await rig.kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
                 try await rig.direct.put(Make.felix(true), Make.pool("pool", "10.48.0.0/16"))
                 #expect(await eventually { follower.inventory.cluster.pools.count == 1 })
                 #expect(await eventually { follower.inventory.cluster.configurations.count == 1 })

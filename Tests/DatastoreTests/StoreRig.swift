@@ -103,7 +103,7 @@ func freePort() throws -> UInt16 {
 }
 
 /// Waits for a condition; false when it does not come.
-func eventually(within limit: Duration = .seconds(30), _ condition: () async throws -> Bool) async rethrows -> Bool {
+func eventually(within limit: Duration = .seconds(90), _ condition: () async throws -> Bool) async rethrows -> Bool {
     let deadline = ContinuousClock.now + limit
     while true {
         if try await condition() { return true }
@@ -272,7 +272,7 @@ struct KubernetesRig: StoreRig {
             for file in ["base/crd.yaml", "calico-crds/crds.yaml", "base/rbac.yaml"] {
                 try await kubectl("apply", "-f", "\(Self.deploy)/\(file)")
             }
-            try await kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+            try await kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
             try await newToken()
         }
     }
@@ -310,7 +310,7 @@ struct KubernetesRig: StoreRig {
         if !server.etcd.process.isRunning { try server.etcd.process.start() }
         try server.process.start()
         try #require(
-            await eventually(within: .seconds(60)) { (try? await direct.read([.node])) != nil },
+            await eventually(within: .seconds(180)) { (try? await direct.read([.node])) != nil },
             "the API server answers: \(words)")
     }
 
