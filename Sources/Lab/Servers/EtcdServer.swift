@@ -46,7 +46,7 @@ public struct EtcdServer: Sendable {
                 "--client-cert-auth", "--trusted-ca-file", authority.authorityFile,
                 // Its data is a lab's: nothing that a power cut could take.
                 "--logger", "zap",
-            ] + extra, log: "\(folder)/etcd.log")
+            ] + extra, log: "\(folder)/etcd.log", outlives: !prefix.isEmpty)
     }
 
     /// `https://10.0.0.250:2379`.

@@ -64,7 +64,7 @@ public struct KubernetesServer: Sendable {
                 "--service-account-signing-key-file", authority.keyFile("accounts"),
                 // No controller makes service accounts and their tokens here.
                 "--disable-admission-plugins", "ServiceAccount", "--allow-privileged=true", "--profiling=false",
-            ], log: "\(folder)/kube-apiserver.log")
+            ], log: "\(folder)/kube-apiserver.log", outlives: !prefix.isEmpty)
         try writeConfiguration("admin", host)
     }
 

@@ -10,17 +10,20 @@ public final class ServerProcess: Sendable {
     public let name: String
     private let arguments: [String]
     public let log: String
+    private let outlives: Bool
     private let process = Mutex<ProcessReference?>(nil)
 
     /// `arguments`: the program and its arguments. What it prints is appended to `log`.
-    public init(_ name: String, _ arguments: [String], log: String) {
+    /// `outlives`: whoever has started it may end, and Ctrl-C is not for it; else it ends with its group.
+    public init(_ name: String, _ arguments: [String], log: String, outlives: Bool) {
+        self.outlives = outlives
         self.name = name
         self.arguments = arguments
         self.log = log
     }
 
     public func start() throws {
-        let launch = ProgramLaunch(arguments, environment: currentEnvironment(), log: log)
+        let launch = ProgramLaunch(arguments, environment: currentEnvironment(), log: log, ownSession: outlives)
         let started = ProcessReference(identifier: try launch.start())
         process.withLock { $0 = started }
     }
