@@ -184,14 +184,7 @@ public actor DirectoryDatastore: Datastore {
         guard wanted != current else { return current }
         do {
             if let wanted {
-                let named = try Manifest(wanted, origin: key.description).key
-                guard named == key else {
-                    throw ProblemsError(
-                        Problem(
-                            resource: key.description, field: "metadata.name", value: named.description,
-                            message: "would become another resource",
-                            remedy: "leave kind, name and namespace as they are"))
-                }
+                _ = try Manifest(wanted, storedAs: key)
                 let text = file.hasSuffix(".json") ? try ManifestText.json(wanted) : try ManifestText.yaml(wanted)
                 try makeFolders("\(path)/\(key.kind.plural)")
                 try replaceFile("\(path)/\(file)", with: Array(text.utf8))

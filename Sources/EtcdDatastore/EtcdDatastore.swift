@@ -69,16 +69,7 @@ public struct EtcdDatastore: Datastore {
             let (current, revision) = try await get(key)
             let wanted = try change(current)
             guard wanted != current else { return current }
-            if let wanted {
-                let named = try Manifest(wanted, origin: key.description).key
-                guard named == key else {
-                    throw ProblemsError(
-                        Problem(
-                            resource: key.description, field: "metadata.name", value: named.description,
-                            message: "would become another resource",
-                            remedy: "leave kind, name and namespace as they are"))
-                }
-            }
+            if let wanted { _ = try Manifest(wanted, storedAs: key) }
             do {
                 if try await store(key, wanted, revision) { return wanted }
             } catch {

@@ -82,7 +82,8 @@ struct KindWatcher: Sendable {
                     if isBehind { version = nil }
                     continue
                 }
-                if Self.isSilence(error) { client.renew(generation) }
+                // The client's own back-off would go up to a minute, and certificates may be others by now.
+                if known == nil { client.renew(generation) }
                 mayHaveGoneBack = true
                 await health.failed(part, Self.text(error))
                 await pause(backoff.next(atLeast: known?.retryAfter ?? .zero))

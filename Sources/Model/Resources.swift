@@ -101,6 +101,17 @@ public struct Manifest: Sendable, Hashable, Codable {
         self.content = content
     }
 
+    /// The same as what is to be stored under a key: throws when it names another resource.
+    public init(_ content: ManifestValue, storedAs key: ResourceKey) throws(ProblemsError) {
+        try self.init(content, origin: key.description)
+        guard self.key == key else {
+            throw ProblemsError(
+                Problem(
+                    resource: key.description, field: "metadata.name", value: self.key.description,
+                    message: "would become another resource", remedy: "leave kind, name and namespace as they are"))
+        }
+    }
+
     /// A manifest made here.
     public init(key: ResourceKey, content: ManifestValue) {
         self.key = key

@@ -11,17 +11,6 @@ import Testing
 /// What is under `scripts/deploy`, against a real API server, helm and the tools that read it.
 @Suite("Deployment", .serialized)
 struct DeploymentTests {
-    private func run(_ body: (KubernetesRig) async throws -> Void) async throws {
-        let rig = try await KubernetesRig(prepared: false)
-        do {
-            try await body(rig)
-        } catch {
-            await rig.close()
-            throw error
-        }
-        await rig.close()
-    }
-
     /// Runs a program; its exit status and what it says.
     private func execute(_ words: [String]) async throws -> (status: Int32, output: String) {
         try await Task.detachedThread {
@@ -39,7 +28,7 @@ struct DeploymentTests {
 
     @Test("overlays: each is taken by a real API server, field by field, and a field that is none is not")
     func overlays() async throws {
-        try await run { rig in
+        try await KubernetesRig.run(prepared: false) { rig in
             try await rig.kubectl("apply", "-k", "\(deploy)/calico-crds")
             try await rig.kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
             for overlay in ["beside-calico", "without-calico"] {
@@ -65,7 +54,7 @@ struct DeploymentTests {
         let chart = "\(deploy)/chart/wgplane"
         let lint = try await succeed(program, "lint", "--strict", chart)
         #expect(lint.contains("0 chart(s) failed"), "\(lint)")
-        try await run { rig in
+        try await KubernetesRig.run(prepared: false) { rig in
             let ours = try await podSpec(rig, try await rig.kubectl("kustomize", "\(deploy)/without-calico"))
             let rendered = try await succeed(program, "template", "wgplane", chart, "--namespace", "kube-system")
             let theirs = try await podSpec(rig, rendered)

@@ -13,17 +13,6 @@ import Testing
 /// What only Kubernetes has: rights, tokens, kubeconfigs, definitions that are not there.
 @Suite("Datastores: Kubernetes", .serialized)
 struct KubernetesTests {
-    private func run(prepared: Bool = true, _ body: (KubernetesRig) async throws -> Void) async throws {
-        let rig = try await KubernetesRig(prepared: prepared)
-        do {
-            try await body(rig)
-        } catch {
-            await rig.close()
-            throw error
-        }
-        await rig.close()
-    }
-
     /// Rules of the shipped role: what each verb on each resource is needed for.
     private static let verbs: [(resource: String, verbs: [String])] = [
         ("nodes", ["get", "list", "watch"]), ("nodes/status", ["patch"]), ("pods", ["list", "watch"]),
@@ -34,7 +23,7 @@ struct KubernetesTests {
 
     @Test("the shipped role grants what the agent does and no more: without any one verb, an error that names it")
     func rights() async throws {
-        try await run { rig in
+        try await KubernetesRig.run { rig in
             try await rig.direct.put(
                 Make.node("n1"), Make.pool("pool", "10.48.0.0/16"),
                 Make.resource(.ipamBlock, "10-48-1-0-26", ["spec": .object(["cidr": "10.48.1.0/26"])]))
@@ -143,7 +132,7 @@ struct KubernetesTests {
 
     @Test("annotations and the condition show as kubectl shows them, and a patch by kubectl is seen")
     func kubectl() async throws {
-        try await run { rig in
+        try await KubernetesRig.run { rig in
             try await rig.direct.put(Make.node("n1"), Make.felix(false))
             let store = try rig.open()
             try await write(store, "projectcalico.org/WireguardPublicKey", "abc=")
@@ -171,7 +160,7 @@ struct KubernetesTests {
 
     @Test("a token that is refused is read again from its file; followers go on")
     func tokens() async throws {
-        try await run { rig in
+        try await KubernetesRig.run { rig in
             try await rig.direct.put(Make.node("n1"))
             let good = try readFile(rig.tokenFile)
             try await Follower.run(rig.open()) { follower in
@@ -193,7 +182,7 @@ struct KubernetesTests {
 
     @Test("kubeconfigs: certificates in files and in place, tokens, a credential plugin, and what is wrong said")
     func kubeconfigs() async throws {
-        try await run { rig in
+        try await KubernetesRig.run { rig in
             try await rig.direct.put(Make.node("n1"))
             let token = String(decoding: try readFile(rig.tokenFile), as: UTF8.self)
             let plugin = "\(rig.root)/plugin"
@@ -255,7 +244,7 @@ struct KubernetesTests {
 
     @Test("a block keeps its free addresses, wherever they are, through a change and back")
     func blocks() async throws {
-        try await run { rig in
+        try await KubernetesRig.run { rig in
             let allocations: [ManifestValue] = [.null, .integer(0), .null, .null, .integer(1)]
             let attributes: [ManifestValue] = [.object(["handle_id": "a"]), .object(["handle_id": "b"])]
             try await rig.direct.put(
@@ -285,7 +274,7 @@ struct KubernetesTests {
 
     @Test("in a pod: the service account's files say where and who")
     func inCluster() async throws {
-        try await run { rig in
+        try await KubernetesRig.run { rig in
             try await rig.direct.put(Make.node("n1"))
             let folder = "\(rig.root)/account"
             try makeFolders(folder)
@@ -303,7 +292,7 @@ struct KubernetesTests {
 
     @Test("kinds whose definitions are not there are empty, and are found when they come")
     func definitions() async throws {
-        try await run(prepared: false) { rig in
+        try await KubernetesRig.run(prepared: false) { rig in
             try await rig.direct.put(Make.node("n1"))
             let store = KubernetesDatastore(
                 try KubernetesAccess.found(file: rig.server.adminConfiguration, environment: [:]),

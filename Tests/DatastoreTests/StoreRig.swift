@@ -277,6 +277,18 @@ struct KubernetesRig: StoreRig {
         }
     }
 
+    /// Runs a test with one, which goes whatever happens.
+    static func run(prepared: Bool = true, _ body: (KubernetesRig) async throws -> Void) async throws {
+        let rig = try await KubernetesRig(prepared: prepared)
+        do {
+            try await body(rig)
+        } catch {
+            await rig.close()
+            throw error
+        }
+        await rig.close()
+    }
+
     /// `scripts/deploy`, beside these tests.
     static let deploy = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
         .appendingPathComponent("../../scripts/deploy").standardizedFileURL.path
