@@ -170,7 +170,7 @@ let package = Package(
                 "Agent", "Lab", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState", "Reconciler",
                 "Steering", "Flows", "WireGuard", "Netlink",
                 "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
-            ], swiftSettings: strict),
+            ], exclude: ["Platforms"], swiftSettings: strict),
         .testTarget(
             name: "DatastoreTests",
             dependencies: [

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # What a large cluster costs an agent whose resources are on a real server: a lab of one node, its etcd filled with
 # nodes and pods that nobody runs, routes made of pods' addresses. Measures the time from the agent's start to its
-# first complete state, its memory, the bytes on the wire, and the time from a pod's creation to its map entry.
+# first complete state, its memory, the bytes on the wire, and the time from a pod's address to its map entry.
 # Needs root; WGPLANE_BINARY names a release build.
 #
-#   scripts/bench-datastore.sh [--datastore etcd|kubernetes|both] [--nodes 5000] [--pods 100000] [--created 200] [--json]
+#   scripts/bench-datastore.sh [--datastore etcd|kubernetes|both] [--nodes 5000] [--pods 100000] [--created 100] [--json]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-datastores=both nodes=5000 pods=100000 created=200 json=
+datastores=both nodes=5000 pods=100000 created=100 json=
 while [ $# -gt 0 ]; do
 	case $1 in
 	--datastore) datastores=${2:?etcd, kubernetes or both} && shift 2 ;;
@@ -48,7 +48,7 @@ wait_for() { # WHAT SECONDS COMMAND...
 	shift 2
 	until "$@"; do
 		[ $SECONDS -lt $end ] || { echo "bench-datastore: waited in vain until $what" >&2 && exit 1; }
-		sleep 0.02
+		sleep 0.2
 	done
 }
 agent() { cat "$root/nodes/node1/run/wgplane/agent.lock" 2>/dev/null; }

@@ -53,12 +53,16 @@ public struct CIDR: Sendable, Hashable, Comparable {
 
 extension CIDR: LosslessStringConvertible, Codable {
     /// `ADDRESS/LENGTH` with host bits zero; nil for anything else.
-    public init?(_ text: String) {
-        guard let slash = text.firstIndex(of: "/"), let address = IPAddress(String(text[..<slash])) else { return nil }
-        let length = text[text.index(after: slash)...]
-        guard length.utf8.allSatisfy({ (48...57).contains($0) }), let number = Int(length),
-            let result = CIDR(masking: address, prefixLength: number), result.address == address
+    public init?(_ text: String) { self.init(ascii: Array(text.utf8)[...]) }
+
+    /// The same from its bytes.
+    public init?(ascii: ArraySlice<UInt8>) {
+        guard let slash = ascii.firstIndex(of: UInt8(ascii: "/")), let address = IPAddress(ascii: ascii[..<slash])
         else { return nil }
+        let length = ascii[(slash + 1)...]
+        guard (1...3).contains(length.count), length.allSatisfy({ (48...57).contains($0) }) else { return nil }
+        let number = length.reduce(0) { $0 * 10 + Int($1 - 48) }
+        guard let result = CIDR(masking: address, prefixLength: number), result.address == address else { return nil }
         self = result
     }
 

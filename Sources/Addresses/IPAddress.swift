@@ -86,58 +86,78 @@ public struct IPAddress: Sendable, Hashable, Comparable {
 
 extension IPAddress: LosslessStringConvertible {
     /// Dotted decimal without leading zeros, or RFC 4291 text; nil for anything else.
-    public init?(_ text: String) {
-        if text.utf8.contains(UInt8(ascii: ":")) {
-            guard let bits = Self.parseIPv6(text) else { return nil }
+    public init?(_ text: String) { self.init(ascii: Array(text.utf8)[...]) }
+
+    /// The same from its bytes.
+    public init?(ascii: ArraySlice<UInt8>) {
+        if ascii.contains(UInt8(ascii: ":")) {
+            guard let bits = Self.parseIPv6(ascii) else { return nil }
             self.init(family: .ipv6, bits: bits)
         } else {
-            guard let bits = Self.parseIPv4(text) else { return nil }
+            guard let bits = Self.parseIPv4(ascii) else { return nil }
             self.init(family: .ipv4, bits: UInt128(bits))
         }
     }
 
-    private static func parseIPv4(_ text: some StringProtocol) -> UInt32? {
-        let parts = text.split(separator: ".", omittingEmptySubsequences: false)
-        guard parts.count == 4 else { return nil }
-        var result: UInt32 = 0
-        for part in parts {
-            guard (1...3).contains(part.utf8.count), part.utf8.allSatisfy({ (48...57).contains($0) }),
-                part == "0" || !part.hasPrefix("0"), let byte = UInt8(part)
-            else { return nil }
-            result = result << 8 | UInt32(byte)
+    private static func parseIPv4(_ text: ArraySlice<UInt8>) -> UInt32? {
+        var (result, part, digits, dots): (UInt32, UInt32, Int, Int) = (0, 0, 0, 0)
+        for byte in text {
+            switch byte {
+            case 48...57:
+                // No leading zeros, which some read as octal.
+                if digits == 1, part == 0 { return nil }
+                part = part * 10 + UInt32(byte - 48)
+                digits += 1
+                if part > 255 { return nil }
+            case UInt8(ascii: "."):
+                if digits == 0 || dots == 3 { return nil }
+                result = result << 8 | part
+                (part, digits, dots) = (0, 0, dots + 1)
+            default: return nil
+            }
         }
-        return result
+        return dots == 3 && digits > 0 ? result << 8 | part : nil
     }
 
-    private static func parseIPv6(_ text: String) -> UInt128? {
-        func groups(_ half: Substring) -> [UInt16]? {
-            if half.isEmpty { return [] }
-            var result: [UInt16] = []
-            let parts = half.split(separator: ":", omittingEmptySubsequences: false)
-            for (index, part) in parts.enumerated() {
-                if index == parts.count - 1, part.contains(".") {
-                    guard let low = parseIPv4(part) else { return nil }
-                    result += [UInt16(low >> 16), UInt16(truncatingIfNeeded: low)]
-                } else {
-                    guard (1...4).contains(part.utf8.count), part.utf8.allSatisfy({ $0 != 43 && $0 != 45 }),
-                        let group = UInt16(part, radix: 16)
-                    else { return nil }
-                    result.append(group)
-                }
-            }
-            return result
-        }
+    private static func parseIPv6(_ text: ArraySlice<UInt8>) -> UInt128? {
+        let colon = UInt8(ascii: ":")
+        let gap = text.indices.first { text[$0] == colon && $0 + 1 < text.endIndex && text[$0 + 1] == colon }
         let all: [UInt16]
-        if let gap = text.firstRange(of: "::") {
-            guard let head = groups(text[..<gap.lowerBound]), let tail = groups(text[gap.upperBound...]),
-                head.count + tail.count < 8
+        if let gap {
+            guard let head = groups(text[..<gap]), let tail = groups(text[(gap + 2)...]), head.count + tail.count < 8
             else { return nil }
             all = head + Array(repeating: 0, count: 8 - head.count - tail.count) + tail
         } else {
-            guard let whole = groups(text[...]), whole.count == 8 else { return nil }
+            guard let whole = groups(text), whole.count == 8 else { return nil }
             all = whole
         }
         return all.reduce(0) { $0 << 16 | UInt128($1) }
+    }
+
+    /// Groups of four hexadecimal digits, the last perhaps in dotted decimal.
+    private static func groups(_ text: ArraySlice<UInt8>) -> [UInt16]? {
+        if text.isEmpty { return [] }
+        var result: [UInt16] = []
+        let parts = text.split(separator: UInt8(ascii: ":"), omittingEmptySubsequences: false)
+        for (index, part) in parts.enumerated() {
+            if index == parts.count - 1, part.contains(UInt8(ascii: ".")) {
+                guard let low = parseIPv4(part) else { return nil }
+                result += [UInt16(low >> 16), UInt16(truncatingIfNeeded: low)]
+                continue
+            }
+            guard (1...4).contains(part.count) else { return nil }
+            var group: UInt16 = 0
+            for byte in part {
+                switch byte {
+                case 48...57: group = group << 4 | UInt16(byte - 48)
+                case 97...102: group = group << 4 | UInt16(byte - 87)
+                case 65...70: group = group << 4 | UInt16(byte - 55)
+                default: return nil
+                }
+            }
+            result.append(group)
+        }
+        return result
     }
 
     /// Dotted decimal, or the canonical text of RFC 5952.

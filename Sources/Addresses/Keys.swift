@@ -2,15 +2,34 @@
 
 /// A WireGuard public key: a Curve25519 point of 32 bytes (RFC 7748), base64 in text.
 public struct PublicKey: Sendable, Hashable, Comparable, LosslessStringConvertible, Codable {
-    public let bytes: [UInt8]
+    /// Big-endian words, so that keys are compared as their bytes are, and none is an allocation of its own.
+    private let first: UInt64
+    private let second: UInt64
+    private let third: UInt64
+    private let fourth: UInt64
+
+    /// 32 bytes.
+    public var bytes: [UInt8] {
+        var result: [UInt8] = []
+        result.reserveCapacity(32)
+        for word in words {
+            for shift in stride(from: UInt64(56), through: 0, by: -8) {
+                result.append(UInt8(truncatingIfNeeded: word >> shift))
+            }
+        }
+        return result
+    }
 
     /// Nil unless there are 32 bytes and they are not one of the points of small
     /// order, with which every secret would be known (RFC 7748, section 6.1).
     public init?(bytes: some Sequence<UInt8>) {
         let array = Array(bytes)
         guard array.count == 32, !Self.smallOrder.contains(array) else { return nil }
-        self.bytes = array
+        func word(_ index: Int) -> UInt64 { array[8 * index..<8 * index + 8].reduce(0) { $0 << 8 | UInt64($1) } }
+        (first, second, third, fourth) = (word(0), word(1), word(2), word(3))
     }
+
+    private var words: [UInt64] { [first, second, third, fourth] }
 
     /// 44 characters of base64; nil for anything else, white space included.
     public init?(_ text: String) {
@@ -20,7 +39,9 @@ public struct PublicKey: Sendable, Hashable, Comparable, LosslessStringConvertib
 
     public var description: String { Base64.encode(bytes) }
 
-    public static func < (a: Self, b: Self) -> Bool { a.bytes.lexicographicallyPrecedes(b.bytes) }
+    public static func < (a: Self, b: Self) -> Bool {
+        (a.first, a.second, a.third, a.fourth) < (b.first, b.second, b.third, b.fourth)
+    }
 
     public init(from decoder: any Decoder) throws {
         let container = try decoder.singleValueContainer()

@@ -52,6 +52,7 @@ public struct AgentService: Service {
                 for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
                 {
                     await controller.keepCache()
+                    ProcessMemory.release()
                 }
             }
             group.addTask {
@@ -90,7 +91,7 @@ public struct AgentService: Service {
             group.addTask {
                 for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
                 {
-                    await controller.audit.look()
+                    await controller.lookAtAudit()
                 }
             }
             group.addTask {

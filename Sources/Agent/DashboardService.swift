@@ -36,7 +36,7 @@ struct DashboardService: Sendable {
             NodeView(options),
             agent: NodeDashboard.Agent(
                 statistics: controller.statistics, exporter: controller.flows.exporter, audit: controller.audit,
-                names: { [controller] in await controller.flowNames().addresses }))
+                names: { [controller] in await controller.flowNames() }))
         let server = DashboardServer(source, logger: logger)
         await cancelWhenGracefulShutdown {
             await withTaskGroup(of: Void.self) { group in

@@ -94,11 +94,13 @@ struct DeviceManager {
         }
     }
 
-    /// The device with key, port, mark, MTU and up. A device that is there keeps its key.
-    func ensure(_ settings: DeviceSettings, mtu: UInt32, mark: UInt32) throws -> DeviceState {
+    /// The device with key, port, mark, MTU and up. A device that is there keeps its key. `seen`: as it was a moment
+    /// ago.
+    func ensure(_ settings: DeviceSettings, mtu: UInt32, mark: UInt32, seen: DeviceState? = nil) throws -> DeviceState {
         let name = settings.interfaceName
         try backend.create(device: name, mtu: mtu)
-        guard var state = try backend.state(device: name) else { throw WireGuardError.noDevice(name) }
+        let isSame = try seen != nil && route.link(named: name)?.index == seen?.interface
+        guard var state = isSame ? seen : try backend.state(device: name) else { throw WireGuardError.noDevice(name) }
         var change = DeviceChange()
         if state.publicKey == nil {
             let key = PrivateKey.generate()

@@ -14,12 +14,6 @@ internal import SystemDescriptors
 
 /// Sweeps the flow table, and has its flows exported. On a thread of its own, for a table can be large.
 actor FlowKeeper {
-    /// What makes records readable.
-    struct Names: Sendable {
-        var addresses: [IPAddress: String] = [:]
-        var workloads: [IPAddress: String] = [:]
-    }
-
     nonisolated let exporter: FlowExporter
     private let queue = KernelQueue(label: "flows")
     private let options: AgentOptions
@@ -58,7 +52,7 @@ actor FlowKeeper {
 
     /// Looks at the table, and tells what is due. `isLast`: the maps go, and all is told.
     func cycle(
-        _ maps: NodeMaps?, _ names: Names, devices: [UInt32: String], _ settings: FlowExportSettings,
+        _ maps: NodeMaps?, _ names: AddressNames, devices: [UInt32: String], _ settings: FlowExportSettings,
         isLast: Bool = false
     ) async {
         lastCycle = .now
@@ -73,8 +67,8 @@ actor FlowKeeper {
             }
             if settings.isOn {
                 let readable = FlowNames(
-                    addresses: names.addresses, interfaces: devices, node: options.node)
-                try await export(swept, FlowReader(maps), readable, names.workloads, settings, isLast)
+                    names: names, interfaces: devices, node: options.node)
+                try await export(swept, FlowReader(maps), readable, settings, isLast)
             } else {
                 await forget()
             }
@@ -107,7 +101,7 @@ actor FlowKeeper {
     }
 
     private func export(
-        _ swept: FlowSweeper.Swept, _ reader: FlowReader, _ names: FlowNames, _ workloads: [IPAddress: String],
+        _ swept: FlowSweeper.Swept, _ reader: FlowReader, _ names: FlowNames,
         _ settings: FlowExportSettings, _ isLast: Bool
     ) async throws {
         let timeOuts = FlowCache.TimeOuts(
@@ -125,7 +119,7 @@ actor FlowKeeper {
             return await exporter.submit(records)
         }
         var sums = aggregator ?? FlowAggregator(settings.aggregation)
-        sums.add(records, workloads: workloads)
+        sums.add(records, names: names.addresses)
         aggregator = sums
         if isLast || ContinuousClock.now - lastAggregate >= .seconds(Int(settings.activeTimeout)) { await tellSums() }
     }
@@ -165,7 +159,7 @@ extension NodeController {
         let settings = inForce?.flowExport ?? FlowExportSettings()
         guard await flows.isDue(settings) || isLast else { return }
         await flows.cycle(
-            steering?.maps, settings.isOn ? flowNames() : FlowKeeper.Names(),
+            steering?.maps, settings.isOn ? flowNames() : AddressNames(),
             devices: settings.isOn ? deviceIndices() : [:], settings, isLast: isLast)
     }
 
@@ -174,12 +168,16 @@ extension NodeController {
         return Dictionary(links.map { ($0.index, $0.name) }, uniquingKeysWith: { first, _ in first })
     }
 
-    func flowNames() -> FlowKeeper.Names {
-        if let lastNames, lastNames.version == inventory.version { return lastNames.names }
-        let cluster = inventory.cluster
-        let names = FlowKeeper.Names(
-            addresses: NodeView.addressNames(cluster), workloads: NodeView.workloadNames(cluster))
-        lastNames = (inventory.version, names)
+    func flowNames() -> AddressNames {
+        // Of many pods those are named that are asked for.
+        let pods = inventory.workloads?.owners
+        let version = inventory.version + (pods == nil ? inventory.podVersion : 0)
+        if lastNames?.version != version || lastNames?.isWhole != (pods == nil) {
+            let names = NodeView.clusterNames(inventory.cluster, withPods: pods == nil)
+            lastNames = (version, pods == nil, names)
+        }
+        var names = lastNames?.names ?? AddressNames()
+        names.pods = pods ?? [:]
         return names
     }
 }

@@ -7,7 +7,7 @@ import Netlink
 import Steering
 
 /// What the kernel says of this node's devices, addresses and routes.
-struct KernelFacts: Sendable {
+struct KernelFacts: Sendable, Equatable {
     var links: [Link]
     var addresses: [LinkAddress]
     /// Host-side device by pod address: host routes of the main table.

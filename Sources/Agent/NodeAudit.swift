@@ -17,7 +17,11 @@ public struct NodeAudit: Sendable {
     public init(_ view: NodeView) { self.view = view }
 
     /// One look. Throws in another mode than eBPF, which has no such counters.
-    public func sample() throws -> TunnelAudit.Sample {
+    public func sample() throws -> TunnelAudit.Sample { try look().sample }
+
+    /// The same, with the devices that it was made of.
+    func look() throws -> (sample: TunnelAudit.Sample, states: [AddressFamily: DeviceState]) {
+        var states: [AddressFamily: DeviceState] = [:]
         let maps = try view.maps()
         let report = try view.report()
         let steered = try maps.counters.total(.tunnelled)
@@ -29,6 +33,7 @@ public struct NodeAudit: Sendable {
         for family in AddressFamily.allCases {
             guard let name = report[family]?.device, let look = try look(name, family, maps) else { continue }
             let (backend, state) = look.device
+            states[family] = state
             before.merge(look.before) { $1 }
             after.merge(look.after) { $1 }
             transfers[family] = state.peers.mapValues {
@@ -41,10 +46,11 @@ public struct NodeAudit: Sendable {
                     isUserspace: backend != .kernel, mtu: link.mtu, dropped: unsent.dropped, errors: unsent.errors)
             }
         }
-        return TunnelAudit.Sample(
+        let sample = TunnelAudit.Sample(
             time: view.monotonic, before: before, after: after, transfers: transfers, devices: devices,
             wall: Int64(view.date.timeIntervalSince1970), steered: steered,
             steeredAfter: try maps.counters.total(.tunnelled))
+        return (sample, states)
     }
 
     private typealias Counts = [TunnelAudit.Way: TunnelCount]
@@ -82,7 +88,7 @@ public struct NodeAudit: Sendable {
 
 /// The agent's own audit: WireGuard's counters over the last minute, and peers that do not answer.
 actor AuditKeeper {
-    private let view: NodeView
+    private let options: AgentOptions
     private let logger: Logger
     private let queue = KernelQueue(label: "audit")
     private var samples: [TunnelAudit.Sample] = []
@@ -100,17 +106,23 @@ actor AuditKeeper {
     nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
     nonisolated var result: Result { holder.withLock { $0 } }
 
-    init(_ view: NodeView, logger: Logger) {
-        self.view = view
+    init(_ options: AgentOptions, logger: Logger) {
+        self.options = options
         self.logger = logger
     }
 
-    /// Call it every ten seconds or so.
-    func look() {
-        guard let sample = try? NodeAudit(view).sample() else {
+    /// Call it every ten seconds or so, with the agent's report.
+    func look(_ report: StatusReport?) {
+        guard let report else { return }
+        let view = NodeView(options, told: report)
+        guard let (sample, states) = try? NodeAudit(view).look() else {
             samples = []
             holder.withLock { $0.findings = [] }
-            findStalls()
+            // Other modes have peers too.
+            let devices = AddressFamily.allCases.compactMap { family in
+                report[family].flatMap { try? view.device($0.device)?.1 }.map { (family, $0) }
+            }
+            findStalls(view, report, Dictionary(uniqueKeysWithValues: devices))
             return
         }
         samples.append(sample)
@@ -130,7 +142,7 @@ actor AuditKeeper {
                     "difference": "\(finding.difference)", "verdict": "\(finding.verdict.rawValue)",
                 ])
         }
-        findStalls()
+        findStalls(view, report, states)
     }
 
     static func isAlarm(_ finding: TunnelAudit.Finding) -> Bool {
@@ -141,16 +153,16 @@ actor AuditKeeper {
         a.direction == b.direction && a.family == b.family && a.verdict == b.verdict
     }
 
-    private func findStalls() {
-        guard let report = try? view.report() else { return }
+    private func findStalls(_ view: NodeView, _ report: StatusReport, _ states: [AddressFamily: DeviceState]) {
         var peers: [StallWatch.Peer] = []
-        for family in AddressFamily.allCases {
-            guard let told = report[family], let (_, state) = try? view.device(told.device) else { continue }
+        for (family, state) in states {
+            let nodes = Dictionary(
+                (report[family]?.peers ?? []).map { ($0.publicKey, $0.node) }, uniquingKeysWith: { first, _ in first })
             let now = Int64(view.date.timeIntervalSince1970)
             for (key, peer) in state.peers {
                 peers.append(
                     StallWatch.Peer(
-                        family: family, key: key, node: told.peers.first { $0.publicKey == key }?.node ?? "\(key)",
+                        family: family, key: key, node: nodes[key] ?? "\(key)",
                         transfer: .init(received: peer.receivedBytes, sent: peer.sentBytes),
                         handshakeAge: peer.lastHandshake.flatMap { $0 == 0 ? nil : now - Int64($0) }))
             }
@@ -178,9 +190,9 @@ extension AuditKeeper.Result {
         var stalled = MetricFamily(
             "wgplane_peer_stalled", .gauge, "1: the peer is sent to and does not answer, and its handshake is old.")
         for family in AddressFamily.allCases {
+            let silent = Set(stalls.filter { $0.family == family }.map(\.node))
             for peer in report?[family]?.peers ?? [] where peer.state != PeerTable.Readiness.retiring.rawValue {
-                let isStalled = stalls.contains { $0.family == family && $0.node == peer.node }
-                stalled.add(isStalled ? 1 : 0, ["family": family.description, "node": peer.node])
+                stalled.add(silent.contains(peer.node) ? 1 : 0, ["family": family.description, "node": peer.node])
             }
         }
         return [difference, alarm, stalled]
@@ -199,12 +211,40 @@ extension AuditKeeper.Result {
                     "look at filters, qdiscs and programs of the WireGuard device (`tc -s qdisc`, `tc filter show dev DEVICE egress`, `bpftool net`); see `wgplane audit`"
             )
         }
-            + stalls.map { stall in
-                let age = stall.handshakeAge.map { "its last handshake is \($0) s old" } ?? "there was no handshake"
+            + stalls.prefix(Self.stallLimit).map { stall in
+                let age =
+                    stall.handshakeAge.map { "its last handshake is more than \(Self.coarse($0)) old" }
+                    ?? "there was no handshake"
                 return Problem(
                     .warning, resource: "Node/\(stall.node)", field: "\(stall.family) peer",
-                    message: "is sent to and has not answered for \(stall.seconds) s, and \(age)",
+                    message: "is sent to and has not answered for more than \(Self.coarse(Int64(stall.seconds))), "
+                        + "and \(age)",
                     remedy: "see `wgplane doctor --peer \(stall.node)`")
-            }
+            } + furtherStalls
+    }
+
+    /// Peers that do not answer, told one by one; the others are counted.
+    static let stallLimit = 20
+
+    private var furtherStalls: [Problem] {
+        guard stalls.count > Self.stallLimit else { return [] }
+        return [
+            Problem(
+                .warning, resource: "Audit", field: "peers", value: "\(stalls.count)",
+                message: "peers in all are sent to and do not answer",
+                remedy: "is this node's uplink whole, and UDP let through? see `wgplane peers` and `wgplane doctor`")
+        ]
+    }
+
+    /// An age in steps, so that it is no news at every look.
+    static func coarse(_ seconds: Int64) -> String {
+        switch seconds {
+        case ..<60: "30 s"
+        case ..<300: "1 min"
+        case ..<1800: "5 min"
+        case ..<7200: "30 min"
+        case ..<86400: "2 h"
+        default: "a day"
+        }
     }
 }

@@ -47,6 +47,7 @@ extension NodeController {
         // What is off needs no memory, and must not come on by it.
         guard !families.isEmpty else { return await cache.forget() }
         guard inventory.isComplete, let podScope = inventory.podScope else { return }
-        await cache.keep(inventory.cluster, podScope: podScope, version: inventory.version, isLast: isLast)
+        await cache.keep(
+            inventory.cluster, podScope: podScope, version: inventory.version + inventory.podVersion, isLast: isLast)
     }
 }

@@ -64,7 +64,7 @@ extension NodeController {
         _ state: inout FamilyState, _ backend: any WireGuardBackend, _ manager: DeviceManager, mtu: UInt32, mark: UInt32
     ) throws {
         let name = state.settings.interfaceName
-        guard let (kind, _) = try BackendSelection.state(device: state.deviceName) else {
+        guard let kind = try BackendSelection.kind(device: state.deviceName) else {
             // There is nothing to move.
             state.deviceName = name
             return

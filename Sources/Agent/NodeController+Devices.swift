@@ -26,7 +26,9 @@ extension NodeController {
         let isNew = state.device == nil
         if isNew, backend.kind == .kernel { try deviceSettings.remember(KernelSettings.sendRedirects) }
         try moveDevice(&state, backend, manager, mtu: state.mtu, mark: plan.settings.firewallMark)
-        let device = try manager.ensure(state.settings, mtu: state.mtu, mark: plan.settings.firewallMark)
+        let device = try manager.ensure(
+            state.settings, mtu: state.mtu, mark: plan.settings.firewallMark,
+            seen: sight?.devices[state.settings.interfaceName])
         if isNew || device.interface != state.device?.interface || device.publicKey != state.device?.publicKey {
             logger.info(
                 "WireGuard device",
@@ -67,22 +69,28 @@ extension NodeController {
         families[family]?.peers.observe(device, peers, now: now, mayRetire: isComplete)
     }
 
-    func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws {
+    /// Returns whether the device, or what is known of it, is another now.
+    func changePeers(_ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend) throws -> Bool {
+        var isChanged = false
         if let state = families[family], let device = state.device, state.peers.isDueAgain(device, now: .now) {
             families[family]?.device = try backend.state(device: device.name) ?? device
             observePeers(family, plan, .now)
+            isChanged = true
         }
-        guard var state = families[family], let device = state.device else { return }
+        guard var state = families[family], let device = state.device else { return isChanged }
         let (changes, stamped) = state.peers.changes(
-            device, peerPlans(family, plan), keepAlive: plan.keepAlive, now: .now)
+            device, peerPlans(family, plan), workloads: inventory.workloads?[family] ?? [:], keepAlive: plan.keepAlive,
+            now: .now)
         families[family]?.peers = state.peers
         if !changes.isEmpty {
             logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])
             try backend.apply(DeviceChange(peers: changes), to: device.name)
             peerChanges += changes.count
             if let after = try backend.state(device: device.name) { families[family]?.device?.peers = after.peers }
+            isChanged = true
         }
         families[family]?.peers.note(stamped: stamped)
+        return isChanged
     }
 
     func peerPlans(_ family: AddressFamily, _ plan: NodePlan) -> [String: PeerPlan] {

@@ -116,6 +116,8 @@ extension NodeController {
     /// Makes the data plane what the plan says: the chosen one first; the other one goes when that is
     /// whole, and is kept right until then. What one cannot do keeps none of the rest from being done.
     func steer(_ wanted: SteeringPlan) async -> [Problem] {
+        var wanted = wanted
+        wanted.workloads?.owners = inventory.workloads?.owners ?? [:]
         var problems: [Problem] = []
         func attempt(_ what: String, _ body: () throws -> [Problem]) -> Bool {
             do {

@@ -27,7 +27,7 @@ extension NodeController {
         let backend = try backendOrProblem(plan, &problems)
         if now - lastAudit >= Self.auditPeriod {
             lastAudit = now
-            try steering?.resync()
+            try steering?.resync(addresses: sight?.addresses)
             routing?.resync()
             try lock.resync()
         }
@@ -44,19 +44,27 @@ extension NodeController {
                 observePeers(family, plan, now)
             }
         }
+        await breathe()
         let admitted = try steeringPlan(plan, facts, uplinks)
         try steering?.admit(admitted)
+        await breathe()
+        var isChanged = false
         for family in families.keys.sorted() where !unsettled.contains(family) {
             guard let backend else { break }
+            var isSame = false
             settle(family, &problems) {
-                try changePeers(family, plan, backend)
-                observePeers(family, plan, now)
+                isSame = try !changePeers(family, plan, backend)
+                if !isSame { observePeers(family, plan, now) }
             }
+            isChanged = isChanged || !isSame
         }
-        let wanted = try steeringPlan(plan, try KernelFacts(route), uplinks)
+        let latest = try KernelFacts(route)
+        let wanted = isChanged || latest != facts ? try steeringPlan(plan, latest, uplinks) : admitted
+        await breathe()
         // Kept first: what is promised now holds after a crash and a reboot too.
         keepGuardState(wanted.guardPlan, plan, &problems)
         problems += await steer(wanted)
+        await breathe()
         noteEarlierFilters(plan, uplinks + facts.overlays(excluding: deviceNames), &problems)
         for family in families.keys.sorted() where !unsettled.contains(family) {
             guard let backend else { break }

@@ -102,8 +102,10 @@ extension NodeController {
     func legacyFirewallChanged() -> Bool {
         guard !families.isEmpty else { return false }
         let now = FirewallInspection.legacy()
-        defer { lastLegacyFirewall = now }
-        return now != lastLegacyFirewall
+        guard now != lastLegacyFirewall else { return false }
+        lastLegacyFirewall = now
+        wholePassDue = .now
+        return true
     }
 }
 

@@ -14,22 +14,23 @@ internal import WireGuard
 /// What the agent tells of itself: problems in the log once, all of it in the status file.
 extension NodeController {
     /// Until the datastore has told all: what an earlier agent has told stays, for the next one to read.
-    func reportWaiting() {
+    func reportWaiting() async {
         let state = datastoreState == "unavailable" ? datastoreState : "waiting"
         guard var report = earlier else {
             let wasReady = datastoreState == "ready"
             if wasReady { datastoreState = "waiting" }
-            self.report(problems: [], plan: nil)
+            await self.report(problems: [], plan: nil)
             if wasReady { datastoreState = "ready" }
             return
         }
         report.process = processIdentifier()
         report.datastoreState = state
         guard report != lastReport else { return }
-        if (try? report.write(runDirectory: options.runDirectory)) != nil { lastReport = report }
+        let waiting = report
+        if (try? await statusWriter.write(waiting)) != nil { lastReport = waiting }
     }
 
-    func report(problems: [Problem], plan: NodePlan?) {
+    func report(problems: [Problem], plan: NodePlan?) async {
         let distinct = Set(problems)
         for problem in distinct.subtracting(lastProblems).sorted() {
             logger.log(
@@ -67,9 +68,11 @@ extension NodeController {
             for (family, state) in families { report[family] = familyReport(family, state, plan[family]) }
         }
         guard report != lastReport else { return }
+        let latest = report
         do {
-            try report.write(runDirectory: options.runDirectory)
-            lastReport = report
+            isInPass = false
+            try await statusWriter.write(latest)
+            lastReport = latest
         } catch {
             logger.error("status cannot be written", metadata: ["error": "\(error)"])
         }

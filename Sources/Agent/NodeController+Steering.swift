@@ -39,7 +39,8 @@ extension NodeController {
                 !devices.contains(facts.link(route.value)?.name ?? "") && pools.contains { $0.contains(route.key) }
             }.keys)
         result.preserved = isComplete ? unsettled : Set(AddressFamily.allCases)
-        for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
+        var workloadFamilies = Set(guardedOnly(plan))
+        for family in workloadFamilies { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
             addPeers(family, state, plan[family], peerPlans(family, plan), device, to: &result)
@@ -50,9 +51,14 @@ extension NodeController {
                 case .node(let name): result.routes[cidr] = .peer(PeerSlotKey(node: name, family: family))
                 }
             }
+            workloadFamilies.insert(family)
             result.hooks += [Hook.toWireGuard, .fromWireGuard].map {
                 HookPoint(hook: $0, interface: device.interface, device: device.name, isEthernet: false)
             }
+        }
+        // With their owners as they are when it comes to that.
+        if inventory.workloads != nil {
+            result.workloads = WorkloadRoutes(node: options.node, owners: [:], families: workloadFamilies)
         }
         result.locals = facts.locals(pods: plan.pods, deviceAddresses: families.values.compactMap(\.address))
         if isStrict(plan) { result.guardPlan = guardPlan(plan) }
@@ -155,19 +161,22 @@ extension NodeController {
     }
 
     private func addGuarded(_ family: AddressFamily, _ plan: NodePlan, to result: inout SteeringPlan) {
+        var names = Set(inventory.workloads?[family].keys.filter { $0 != options.node } ?? [])
         for (cidr, target) in plan[family].routes {
             switch target {
             case .pool: result.routes[cidr] = .pool
             case .local: result.routes[cidr] = .local
             case .node(let name):
-                let key = PeerSlotKey(node: name, family: family)
-                result.routes[cidr] = .peer(key)
-                // An exempt node that cannot encrypt answers in clear too.
-                let exempt = plan[family].exempt
-                let isExempt = exempt.contains(name) || exempt.contains(options.node)
-                result.peers[key] = PeerSteering(
-                    publicKey: nil, endpoints: [], action: isExempt ? .exempt : .clear, lanes: [])
+                result.routes[cidr] = .peer(PeerSlotKey(node: name, family: family))
+                names.insert(name)
             }
+        }
+        for name in names {
+            // An exempt node that cannot encrypt answers in clear too.
+            let exempt = plan[family].exempt
+            let isExempt = exempt.contains(name) || exempt.contains(options.node)
+            result.peers[PeerSlotKey(node: name, family: family)] = PeerSteering(
+                publicKey: nil, endpoints: [], action: isExempt ? .exempt : .clear, lanes: [])
         }
     }
 
@@ -185,7 +194,8 @@ extension NodeController {
             podPrefixes: plan.settings.podInterfacePrefixes, makesExceptions: plan.settings.inputRule == .auto)
     }
 
-    /// What the second lock holds: all pools of families that are on, but exempt nodes' prefixes.
+    /// What the second lock holds: all pools of families that are on, but exempt nodes' prefixes. Pods' addresses are
+    /// held by their pools, where there are any.
     private func guardPlan(_ plan: NodePlan) -> GuardPlan {
         var prefixes: [CIDR: GuardKind] = [:]
         for family in AddressFamily.allCases {
@@ -198,6 +208,14 @@ extension NodeController {
                     // Nodes' own addresses are none of its business.
                     let isPods = !plan[family].peers.values.contains { $0.address.map { CIDR(host: $0) } == cidr }
                     if isPods { prefixes[cidr] = plan[family].exempt.contains(name) ? .exempt : .pool }
+                }
+            }
+            let pools = plan[family].pools
+            for (address, owner) in inventory.workloads?.owners ?? [:] where address.family == family {
+                let name = owner.pod.node
+                let isExempt = name != options.node && plan[family].exempt.contains(name)
+                if isExempt || !pools.contains(where: { $0.contains(address) }) {
+                    prefixes[CIDR(host: address)] = isExempt ? .exempt : .pool
                 }
             }
         }

@@ -33,7 +33,9 @@ public actor NodeController {
     /// The head of that memory.
     var remembered: ResourceCache.Head?
     /// The last plan, and what it was made of.
-    private var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
+    private(set) var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
+    /// When the next whole pass is due, whatever changes; see `changeWorkloads`.
+    var wholePassDue = ContinuousClock.now
     var datastoreState = "waiting"
     var keyOwners: [PublicKey: String] = [:]
     var backend: (any WireGuardBackend)?
@@ -68,8 +70,10 @@ public actor NodeController {
     let audit: AuditKeeper
     /// Why the dashboard cannot be served where it is to be.
     private var dashboardFailure: String?
+    /// Of problems with pods' addresses, those that were told.
+    var problemsVersion: Int?
     /// Names by address, and the content that they were made of.
-    var lastNames: (version: Int, names: FlowKeeper.Names)?
+    var lastNames: (version: Int, isWhole: Bool, names: AddressNames)?
     /// What an earlier agent has told, until the first pass.
     var earlier: StatusReport?
     var families: [AddressFamily: FamilyState] = [:]
@@ -139,6 +143,12 @@ public actor NodeController {
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
     let publication: Publication
+    let lookAhead = LookAhead()
+    let statusWriter: StatusWriter
+    /// What this pass has seen before it began.
+    var sight: LookAhead.Sight?
+    /// What is known may be between two states: not the moment for `changeWorkloads`.
+    var isInPass = false
 
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
@@ -150,8 +160,9 @@ public actor NodeController {
         let statistics = AgentStatistics()
         self.statistics = statistics
         flows = FlowKeeper(options: options, statistics: statistics, logger: logger)
-        audit = AuditKeeper(NodeView(options), logger: logger)
+        audit = AuditKeeper(options, logger: logger)
         publication = Publication(node: options.node, datastore: datastore, logger: logger)
+        statusWriter = StatusWriter(runDirectory: options.runDirectory)
         self.datastore = datastore
         self.logger = logger
     }
@@ -160,17 +171,23 @@ public actor NodeController {
 
     /// Somebody, perhaps we, has changed the node's firewall.
     func firewallChanged() {
+        wholePassDue = .now
         firewall.resync()
         routing?.resyncFirewall()
     }
 
     /// The kernel has told of a change of links, addresses, routes or rules, perhaps ours.
-    func networkChanged() { routing?.resyncTable() }
+    func networkChanged() {
+        wholePassDue = .now
+        routing?.resyncTable()
+    }
 
     /// Takes in what the datastore has told since the last call.
     func receiveChanges() {
         let changes = feed.take()
         inventory.apply(changes)
+        let before = datastoreState
+        defer { if datastoreState != before { wholePassDue = .now } }
         switch changes.availability {
         case .available:
             datastoreState = "ready"
@@ -182,6 +199,7 @@ public actor NodeController {
                 "datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
         case nil: break
         }
+        if !isInPass { _ = changeWorkloads() }
     }
 
     func remember(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
@@ -191,10 +209,15 @@ public actor NodeController {
     /// Whether there was something to recall.
     func recallInventory() -> Bool { inventory.recall() }
 
+    func takeWorkloadChanges() -> [IPAddress: String?] { inventory.takeWorkloadChanges() }
+
     /// Whether all that the plan is made of is known: only then may be taken away what it does not name.
     var isComplete: Bool {
         inventory.isComplete && (lastPlan?.plan.routeSource != .workloadIPs || inventory.podScope == .all)
     }
+
+    /// Compares WireGuard's counters with the programs'.
+    func lookAtAudit() async { await audit.look(lastReport) }
 
     func note(dashboard failure: String?) { dashboardFailure = failure }
 
@@ -230,18 +253,30 @@ public actor NodeController {
     func reconcile() async -> Duration {
         let began = monotonicNanoseconds()
         defer {
+            // A pass over a large cluster leaves much behind.
+            if monotonicNanoseconds() - began > 20_000_000 { ProcessMemory.release() }
             statistics.notePass(
                 nanoseconds: monotonicNanoseconds() - began, failed: lastPassFailed,
                 work: lastReport?.work ?? StatusReport.Work())
         }
         lastPassFailed = false
+        if let next = changeWorkloads() { return next }
+        // What changes from now on is another pass's.
+        wholePassDue = .now + Self.auditPeriod
+        sight = await lookAround()
+        isInPass = true
+        defer {
+            isInPass = false
+            sight = nil
+        }
         pathOfPass = nil
         // Before a report of this agent takes the place of an earlier one's.
         rememberKeyOwners()
         guard inventory.isReady else {
-            reportWaiting()
+            await reportWaiting()
             return Self.auditPeriod
         }
+        noteWorkloads()
         var problems = inventory.problems + staleProblems()
         var plan = makePlan()
         if plan.settings.massDeletion == .apply, !inventory.held.isEmpty {
@@ -249,7 +284,8 @@ public actor NodeController {
             plan = makePlan()
         }
         if plan.routeSource == .workloadIPs { feed.podScope = .all }
-        problems += plan.problems
+        problems += plan.problems + (inventory.workloads?.problems(inventory.cluster) ?? [])
+        problemsVersion = inventory.workloads?.problemsVersion
         do {
             try await apply(plan, &problems)
         } catch {
@@ -264,26 +300,38 @@ public actor NodeController {
                     remedy: "mend or remove the files named here"))
         }
         problems += serviceProblems()
-        report(problems: problems, plan: plan)
-        return nextPass(plan)
+        await report(problems: problems, plan: plan)
+        let cost = Duration.nanoseconds(monotonicNanoseconds() - began)
+        let next = nextPass(plan, cost: cost)
+        wholePassDue = min(wholePassDue, .now + next)
+        return next
     }
 
     /// All that a plan depends on and that changes.
-    private struct Ingredients: Equatable {
+    struct Ingredients: Equatable {
         var version: Int
+        /// Of which nodes have pods' addresses.
+        var nodesVersion: Int?
         var ownKeys: [AddressFamily: PublicKey]
         var keyOwners: [PublicKey: String]
         var inForce: Settings?
     }
 
     private func makePlan() -> NodePlan {
+        inventory.refreshWorkloads()
         var ingredients = Ingredients(
-            version: inventory.version, ownKeys: families.compactMapValues { $0.device?.publicKey },
+            version: inventory.version, nodesVersion: inventory.workloads?.nodesVersion,
+            ownKeys: families.compactMapValues { $0.device?.publicKey },
             keyOwners: keyOwners, inForce: inForce)
         if let lastPlan, lastPlan.ingredients == ingredients { return lastPlan.plan }
         let plan = NodePlan(
             inventory.cluster, node: options.node, ownKeys: ingredients.ownKeys,
-            keyOwners: keyOwners, overrides: options.overrides, inForce: inForce)
+            keyOwners: keyOwners, overrides: options.overrides, inForce: inForce, workloads: inventory.workloads)
+        let followsWorkloads = plan.routeSource == .workloadIPs
+        if followsWorkloads != (inventory.workloads != nil) {
+            inventory.followWorkloads(followsWorkloads)
+            return makePlan()
+        }
         inForce = plan.settings
         keyOwners = plan.keyOwners
         // With what it has taught: the same again makes the same plan.
@@ -310,10 +358,11 @@ public actor NodeController {
         }
     }
 
-    func nextPass(_ plan: NodePlan) -> Duration {
+    /// `cost`: what this pass took.
+    func nextPass(_ plan: NodePlan, cost: Duration) -> Duration {
         var next = Self.auditPeriod
         for (family, state) in families {
-            if let look = state.peers.nextLook(plan[family].peers, now: .now) { next = min(next, look) }
+            if let look = state.peers.nextLook(plan[family].peers, now: .now, cost: cost) { next = min(next, look) }
             for until in [state.drainingUntil, state.formerPort?.until].compactMap({ $0 }) {
                 next = min(next, max(.milliseconds(20), until - .now))
             }

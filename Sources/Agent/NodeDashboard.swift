@@ -28,7 +28,7 @@ public actor NodeDashboard: DashboardSource {
         var statistics: AgentStatistics
         var exporter: FlowExporter
         var audit: AuditKeeper
-        var names: @Sendable () async -> [IPAddress: String]
+        var names: @Sendable () async -> AddressNames
     }
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
@@ -52,7 +52,7 @@ public actor NodeDashboard: DashboardSource {
     }
 
     public func state() async throws -> DashboardState {
-        let names = await agent?.names() ?? [:]
+        let names = await agent?.names() ?? AddressNames()
         let report = try? view.report()
         var node = DashboardState.Node(name: title, mode: report?.mode ?? "unknown")
         if let report {
@@ -74,7 +74,7 @@ public actor NodeDashboard: DashboardSource {
         }
         var state = DashboardState(title: title, time: Date().timeIntervalSince1970, nodes: [node])
         guard let maps = try? view.maps() else { return state }
-        let readable = FlowNames(addresses: names, interfaces: view.interfaceNames(), node: title)
+        let readable = FlowNames(names: names, interfaces: view.interfaceNames(), node: title)
         let reader = FlowReader(maps)
         let pairs = (try? reader.pairs()) ?? []
         // The busiest, and what is between nodes by them: with more flows, a second's look would be too dear.

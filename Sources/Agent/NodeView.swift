@@ -4,6 +4,7 @@ internal import BPF
 public import DataplaneMaps
 public import Datastore
 internal import DesiredState
+internal import Flows
 public import Foundation
 public import Model
 internal import Netlink
@@ -16,15 +17,21 @@ public import WireGuard
 public struct NodeView: Sendable {
     public let options: AgentOptions
     private let archive: NodeArchive?
+    /// The agent's own, while it is the one that looks.
+    private let told: StatusReport?
 
-    public init(_ options: AgentOptions) {
+    public init(_ options: AgentOptions) { self.init(options, told: nil) }
+
+    init(_ options: AgentOptions, told: StatusReport?) {
         self.options = options
+        self.told = told
         archive = nil
     }
 
     public init(_ archive: NodeArchive) {
         options = AgentOptions(node: archive.node)
         self.archive = archive
+        told = nil
     }
 
     public var isArchive: Bool { archive != nil }
@@ -44,6 +51,7 @@ public struct NodeView: Sendable {
             guard let report = archive.report else { throw absent("report") }
             return report
         }
+        if let told { return told }
         do {
             return try StatusReport.read(runDirectory: options.runDirectory)
         } catch {
@@ -179,29 +187,24 @@ public struct NodeView: Sendable {
         return snapshot.map(Self.addressNames) ?? [:]
     }
 
-    /// Names of pods' workloads by address: the controller that has made the pod, `namespace/kind/name`.
-    static func workloadNames(_ cluster: ClusterState) -> [IPAddress: String] {
-        var names: [IPAddress: String] = [:]
-        for pod in cluster.pods.values
-        where !pod.isHostNetwork && !pod.isFinished && !pod.workload.isEmpty {
-            for address in pod.addresses { names[address] = "\(pod.namespace)/\(pod.workload)" }
-        }
-        return names
-    }
-
     /// Names of pods and nodes by address, from a snapshot.
     public static func addressNames(_ snapshot: Snapshot) -> [IPAddress: String] {
-        addressNames(ClusterState(snapshot.manifests.values))
+        clusterNames(ClusterState(snapshot.manifests.values)).addresses
     }
 
-    static func addressNames(_ cluster: ClusterState) -> [IPAddress: String] {
-        var names: [IPAddress: String] = [:]
+    /// `withPods`: those of pods too.
+    static func clusterNames(_ cluster: ClusterState, withPods: Bool = true) -> AddressNames {
+        var names = AddressNames()
         for node in cluster.nodes.values {
-            for address in node.addresses.values { names[address] = node.name }
-            for address in node.interfaceAddresses.values { names[address] = node.name }
+            for address in node.addresses.values { names.addresses[address] = node.name }
+            for address in node.interfaceAddresses.values { names.addresses[address] = node.name }
         }
+        guard withPods else { return names }
         for pod in cluster.pods.values where !pod.isHostNetwork && !pod.isFinished {
-            for address in pod.addresses { names[address] = pod.namespace == "default" ? pod.name : pod.description }
+            for address in pod.addresses {
+                names.addresses[address] = pod.shortName
+                names.workloads[address] = pod.workloadName
+            }
         }
         return names
     }

@@ -38,6 +38,7 @@ struct PeerTable: Sendable {
     /// A peer that has just spoken may have a session from our answer, and send on the strength of it.
     static let quiet = Duration.milliseconds(500)
     /// Ages of a handshake at which it is begun again; afterwards WireGuard's own five seconds do.
+    static let beginAgainLimit = 128
     static let beginAgain: [Duration] = [.milliseconds(300), .milliseconds(800), .milliseconds(1800)]
 
     /// A peer's state, for status.
@@ -132,22 +133,21 @@ struct PeerTable: Sendable {
         }
     }
 
-    /// What makes the device carry the plan. Nothing is taken from a peer before the one
+    /// What makes the device carry the plan, and with it addresses by node. Nothing is taken from a peer before the one
     /// that gets it has it.
     mutating func changes(
-        _ device: DeviceState, _ plan: [String: PeerPlan], keepAlive: UInt16, now: ContinuousClock.Instant
+        _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>] = [:], keepAlive: UInt16,
+        now: ContinuousClock.Instant
     ) -> (changes: [PeerChange], stamped: [PublicKey: Endpoint]) {
         var result: [PeerChange] = []
         var stamped = stampedEndpoints
         // One whose endpoint is learned must begin itself: made anew it would not be found.
         let learned = Set(plan.values.filter { $0.endpoint == nil }.map(\.publicKey))
         let again = keysToBeginAgain(device, now).subtracting(learned)
-        var given: Set<CIDR> = []
-        var surplus: [PublicKey: Set<CIDR>] = [:]
+        var moves = AllowedIPMoves()
         for (node, peer) in plan.sorted(by: { $0.key < $1.key }) {
             let carrier = carriers[node] ?? peer.publicKey
             for key in Set([peer.publicKey, carrier]).sorted() {
-                let wanted = key == carrier ? peer.allowedIPs : []
                 var present = device.peers[key]
                 if again.contains(key) {
                     var removal = PeerChange(key)
@@ -157,9 +157,9 @@ struct PeerTable: Sendable {
                 }
                 var change = PeerChange(key)
                 change.updateOnly = present != nil
-                change.allowedIPs = wanted.subtracting(present?.allowedIPs ?? []).sorted()
-                given.formUnion(change.allowedIPs)
-                surplus[key] = present?.allowedIPs.subtracting(wanted)
+                change.allowedIPs = moves.note(
+                    key, present?.allowedIPs ?? [], key == carrier ? peer.allowedIPs : [],
+                    key == carrier ? workloads[node] ?? [] : [])
                 // Provokes a handshake; the configured interval comes back with it.
                 let interval = ready.contains(key) ? keepAlive : mayProvoke(key, device.publicKey, now) ? 1 : 0
                 if present?.keepAlive != interval { change.keepAlive = interval }
@@ -172,13 +172,56 @@ struct PeerTable: Sendable {
                 if !isNothing { result.append(change) }
             }
         }
-        for (key, allowedIPs) in surplus.sorted(by: { $0.key < $1.key }) {
+        return (result + moves.removals, stamped)
+    }
+
+    /// The same of some nodes' allowed IPs alone, where all else is as it should be: who gives and who gets is among
+    /// them.
+    func allowedIPChanges(
+        _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>], of nodes: Set<String>
+    ) -> [PeerChange] {
+        var result: [PeerChange] = []
+        var moves = AllowedIPMoves()
+        for node in nodes.sorted() {
+            guard let peer = plan[node], let key = carriers[node], let present = device.peers[key] else { continue }
             var change = PeerChange(key)
             change.updateOnly = true
-            change.removedAllowedIPs = allowedIPs.subtracting(given).sorted()
-            if !change.removedAllowedIPs.isEmpty { result.append(change) }
+            change.allowedIPs = moves.note(key, present.allowedIPs, peer.allowedIPs, workloads[node] ?? [])
+            if !change.allowedIPs.isEmpty { result.append(change) }
         }
-        return (result, stamped)
+        return result + moves.removals
+    }
+
+    /// Allowed IPs that peers get and lose.
+    private struct AllowedIPMoves {
+        private var given: Set<CIDR> = []
+        private var surplus: [(key: PublicKey, allowedIPs: Set<CIDR>)] = []
+
+        /// Returns those that a peer lacks, of its own and its node's pods'.
+        mutating func note(
+            _ key: PublicKey, _ present: Set<CIDR>, _ own: Set<CIDR>, _ workloads: Set<CIDR>
+        ) -> [CIDR] {
+            var lacking: [CIDR] = []
+            var found = 0
+            func look(_ cidr: CIDR) { if present.contains(cidr) { found += 1 } else { lacking.append(cidr) } }
+            for cidr in own where !workloads.contains(cidr) { look(cidr) }
+            for cidr in workloads { look(cidr) }
+            given.formUnion(lacking)
+            if found < present.count {
+                surplus.append((key, present.filter { !own.contains($0) && !workloads.contains($0) }))
+            }
+            return lacking.sorted()
+        }
+
+        /// What nobody gets goes from who has it.
+        var removals: [PeerChange] {
+            surplus.sorted { $0.key < $1.key }.compactMap { key, allowedIPs in
+                var change = PeerChange(key)
+                change.updateOnly = true
+                change.removedAllowedIPs = allowedIPs.filter { !given.contains($0) }.sorted()
+                return change.removedAllowedIPs.isEmpty ? nil : change
+            }
+        }
     }
 
     /// Two sides that begin at once refuse each other's answers, and try again after five
@@ -199,7 +242,7 @@ struct PeerTable: Sendable {
 
     private func keysDueAgain(_ device: DeviceState, _ now: ContinuousClock.Instant) -> Set<PublicKey> {
         guard let own = device.publicKey else { return [] }
-        return Set(
+        let due = Set(
             waitingSince.filter { key, since in
                 guard own < key || replaced.contains(key), !ready.contains(key), device.peers[key] != nil else {
                     return false
@@ -208,6 +251,8 @@ struct PeerTable: Sendable {
                 let attempt = attempts[key] ?? 0
                 return attempt < Self.beginAgain.count && now - since >= Self.beginAgain[attempt]
             }.keys)
+        // Where many wait they are away, or there is too much to do: no more is to be begun.
+        return due.count > Self.beginAgainLimit ? [] : due
     }
 
     /// Whether `changes` would make a peer anew: look at the device once more before, for the handshake may
@@ -242,13 +287,13 @@ struct PeerTable: Sendable {
         return ready.contains(carrier) ? .ready : .handshaking
     }
 
-    /// How soon to look again for a handshake or a removal; nil: nothing is waited for.
-    func nextLook(_ plan: [String: PeerPlan], now: ContinuousClock.Instant) -> Duration? {
+    /// How soon to look again for a handshake or a removal; nil: nothing is waited for. `cost`: what a look takes.
+    func nextLook(_ plan: [String: PeerPlan], now: ContinuousClock.Instant, cost: Duration = .zero) -> Duration? {
         if !retiring.isEmpty { return .milliseconds(50) }
-        return plan.values.filter { !ready.contains($0.publicKey) }.map { peer in
-            // Quick at first; a node that is down must not keep this one busy.
-            let age = now - (waitingSince[peer.publicKey] ?? now)
-            return age < .seconds(3) ? .milliseconds(50) : age < .seconds(60) ? .milliseconds(500) : .seconds(2)
-        }.min()
+        let waiting = plan.values.filter { !ready.contains($0.publicKey) }
+        guard let age = waiting.map({ now - (waitingSince[$0.publicKey] ?? now) }).min() else { return nil }
+        // Quick at first; a node that is down must not keep this one busy, nor many a large one.
+        if age < .seconds(3) { return max(.milliseconds(50), cost) }
+        return age < .seconds(60) ? max(.milliseconds(500), cost * 5) : max(.seconds(2), cost * 20)
     }
 }

@@ -91,10 +91,21 @@ public struct RouteTable: Sendable {
 
     /// All routes, with their places.
     public func placedEntries() throws(BPFError) -> [CIDR: (slot: Int, place: RoutePlace)] {
+        var result = try placedPrefixes()
+        for (address, slot) in try addressEntries() { result[CIDR(host: address)] = (Int(slot), .address) }
+        return result
+    }
+
+    /// Routes of single addresses: slots.
+    public func addressEntries() throws(BPFError) -> [IPAddress: UInt32] {
+        var result: [IPAddress: UInt32] = [:]
+        for (address, route) in try addresses.entries() { result[address] = route.slot }
+        return result
+    }
+
+    /// Routes of prefixes, with their places.
+    public func placedPrefixes() throws(BPFError) -> [CIDR: (slot: Int, place: RoutePlace)] {
         var result: [CIDR: (slot: Int, place: RoutePlace)] = [:]
-        for (address, route) in try addresses.entries() {
-            result[CIDR(host: address)] = (Int(route.slot), .address)
-        }
         func add(_ cidr: CIDR?, _ route: wgp_route, _ place: RoutePlace) {
             if let cidr { result[cidr] = (Int(route.slot), place) }
         }

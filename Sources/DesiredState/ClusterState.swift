@@ -5,12 +5,14 @@ public import Model
 /// The cluster's resources, typed, with what is wrong with them.
 public struct ClusterState: Sendable {
     public private(set) var nodes: [String: NodeResource] = [:]
-    public private(set) var pods: [ResourceKey: PodResource] = [:]
+    public private(set) var pods = PodTable()
     public private(set) var pools: [String: IPPoolResource] = [:]
     public private(set) var blocks: [String: IPAMBlockResource] = [:]
     public private(set) var affinities: [String: BlockAffinityResource] = [:]
     /// FelixConfigurations and DataplaneConfigurations.
     public private(set) var configurations: [ResourceKey: Manifest] = [:]
+    /// Namespaces' names, each once; nodes' are those of their resources.
+    private var namespaces: Set<String> = []
     private var problemsByKey: [ResourceKey: [Problem]] = [:]
 
     public init() {}
@@ -25,6 +27,8 @@ public struct ClusterState: Sendable {
         problemsByKey.sorted { $0.key < $1.key }.flatMap(\.value)
     }
 
+    func hasProblems(_ key: ResourceKey) -> Bool { problemsByKey[key] != nil }
+
     public func configurations(of kind: ResourceKind) -> [Manifest] {
         configurations.filter { $0.key.kind == kind }.sorted { $0.key < $1.key }.map(\.value)
     }
@@ -34,7 +38,9 @@ public struct ClusterState: Sendable {
         problemsByKey[key] = entry.flatMap { $0.problems.isEmpty ? nil : $0.problems }
         switch key.kind {
         case .node: nodes[key.name] = if case .node(let value)? = entry?.resource { value } else { nil }
-        case .pod: pods[key] = if case .pod(let value)? = entry?.resource { value } else { nil }
+        case .pod:
+            let pod: PodResource? = if case .pod(let value)? = entry?.resource { value } else { nil }
+            setPod(key, to: pod)
         case .ipPool: pools[key.name] = if case .pool(let value)? = entry?.resource { value } else { nil }
         case .ipamBlock: blocks[key.name] = if case .block(let value)? = entry?.resource { value } else { nil }
         case .blockAffinity:
@@ -42,6 +48,17 @@ public struct ClusterState: Sendable {
         case .felixConfiguration, .dataplaneConfiguration:
             configurations[key] = if case .configuration(let value)? = entry?.resource { value } else { nil }
         }
+    }
+
+    /// Names that many pods have are kept once.
+    private mutating func setPod(_ key: ResourceKey, to pod: PodResource?) {
+        guard var pod else { return pods[shared: key] = nil }
+        var key = key
+        key.namespace = namespaces.insert(key.namespace).memberAfterInsert
+        pod.namespace = key.namespace
+        pod.name = key.name
+        if let node = nodes[pod.node] { pod.node = node.name }
+        pods[shared: key] = SharedPod(pod)
     }
 
     /// What there is of a resource.

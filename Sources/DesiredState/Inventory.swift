@@ -10,8 +10,12 @@ public struct Inventory: Sendable {
     public private(set) var cluster = ClusterState()
     /// This node's own resource, whole.
     public private(set) var ownNode: Manifest?
-    /// Counts contents that differ.
+    /// Counts contents that differ, but those of other nodes' pods.
     public private(set) var version = 0
+    /// Counts contents of pods that differ.
+    public private(set) var podVersion = 0
+    /// Pods' addresses, while routes are made of them; see `followWorkloads`.
+    public private(set) var workloads: WorkloadAddresses?
     /// Kinds that have been told whole.
     public private(set) var known: Set<ResourceKind> = []
     /// Which pods have been told whole.
@@ -82,6 +86,23 @@ public struct Inventory: Sendable {
         for (kind, held) in held where acceptsMassDeletion || held.gone.isEmpty { release(kind) }
     }
 
+    /// Has pods' addresses kept, or not any more.
+    public mutating func followWorkloads(_ isOn: Bool) {
+        guard isOn != (workloads != nil) else { return }
+        workloads = isOn ? WorkloadAddresses(cluster) : nil
+        workloadsVersion = version
+    }
+
+    /// Looks at the rules for pods' addresses again, where what they are made of may have changed.
+    public mutating func refreshWorkloads() {
+        guard workloadsVersion != version else { return }
+        workloads?.refresh(cluster)
+        workloadsVersion = version
+    }
+
+    /// Pods' addresses that have another node since the last call, with the node before.
+    public mutating func takeWorkloadChanges() -> [IPAddress: String?] { workloads?.takeChanges() ?? [:] }
+
     /// Keeps what an earlier agent has known: first lists are held against it, and `recall` uses it.
     public mutating func remember(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {
         memory = resources.filter { !known.contains($0.key.kind) }
@@ -93,7 +114,7 @@ public struct Inventory: Sendable {
     public mutating func recall() -> Bool {
         guard !isReady, !memory.isEmpty else { return false }
         stale = Set(ResourceKind.allCases).subtracting(known)
-        for (key, entry) in memory where stale.contains(key.kind) { cluster.set(key, to: entry) }
+        for (key, entry) in memory where stale.contains(key.kind) { set(key, entry) }
         if stale.contains(.pod) { podScope = memoryScope }
         known = Set(ResourceKind.allCases)
         memory = [:]
@@ -118,7 +139,7 @@ public struct Inventory: Sendable {
             baseline = max(baseline, before.count)
             if isHeld(kind, listed, of: baseline, changes) {
                 for (key, entry) in before where cluster[key] == nil {
-                    cluster.set(key, to: entry)
+                    set(key, entry)
                     gone.insert(key)
                 }
             }
@@ -146,15 +167,31 @@ public struct Inventory: Sendable {
 
     private mutating func put(_ key: ResourceKey, _ entry: ResourceEntry) {
         guard cluster[key] != entry || key == ownNodeKey else { return }
-        cluster.set(key, to: entry)
-        version += 1
+        set(key, entry)
     }
 
     private mutating func remove(_ key: ResourceKey) {
         if key == ownNodeKey { ownNode = nil }
-        cluster.set(key, to: nil)
-        version += 1
+        set(key, nil)
+    }
+
+    private mutating func set(_ key: ResourceKey, _ entry: ResourceEntry?) {
+        guard key.kind == .pod else {
+            cluster.set(key, to: entry)
+            version += 1
+            return
+        }
+        let (before, hadProblems) = (cluster.pods[shared: key], cluster.hasProblems(key))
+        cluster.set(key, to: entry)
+        let after = cluster.pods[shared: key]
+        workloads?.replace(before, by: after, cluster)
+        podVersion += 1
+        // The plan has this node's pods, and what is wrong with any.
+        if before?.pod.node == node || after?.pod.node == node || hadProblems || cluster.hasProblems(key) {
+            version += 1
+        }
     }
 
     private var ownNodeKey: ResourceKey { ResourceKey(.node, node) }
+    private var workloadsVersion = 0
 }

@@ -55,6 +55,19 @@ public struct FamilyPlan: Sendable, Hashable {
     public var hasUnderlay = false
 }
 
+extension FamilyPlan {
+    /// In no order.
+    public var pools: [CIDR] { routes.filter { $0.value == .pool }.map(\.key) }
+
+    /// Adds pods' addresses, by node.
+    fileprivate mutating func fold(_ addresses: [String: Set<CIDR>], node: String) {
+        for (owner, cidrs) in addresses {
+            for cidr in cidrs { routes[cidr] = owner == node ? .local : .node(owner) }
+            peers[owner]?.allowedIPs.formUnion(cidrs)
+        }
+    }
+}
+
 /// What one node should have: a pure function of the resources.
 public struct NodePlan: Sendable {
     public var node: String
@@ -92,9 +105,12 @@ public struct NodePlan: Sendable {
     ///   - keyOwners: who had each key before.
     ///   - overrides: settings of this node said outside the datastore.
     ///   - inForce: this node's settings until now.
+    ///   - workloads: pods' addresses, where they are kept beside the plan: its routes and allowed IPs are without
+    ///     them then. Nil: they are in it.
     public init(
         _ cluster: ClusterState, node: String, ownKeys: [AddressFamily: PublicKey] = [:],
-        keyOwners: [PublicKey: String] = [:], overrides: [SettingOverride] = [], inForce: Settings? = nil
+        keyOwners: [PublicKey: String] = [:], overrides: [SettingOverride] = [], inForce: Settings? = nil,
+        workloads: WorkloadAddresses? = nil
     ) {
         var problems = cluster.problems
         self.node = node
@@ -106,6 +122,9 @@ public struct NodePlan: Sendable {
         routeSource = settings.routeSource ?? cluster.automaticRouteSource
         let ownership = Ownership(cluster, source: routeSource)
         problems += ownership.problems
+        let isByWorkloads = routeSource == .workloadIPs
+        let folded = isByWorkloads && workloads == nil ? WorkloadAddresses(cluster) : nil
+        problems += folded?.problems(cluster) ?? []
         self.keyOwners = [:]
         self.problems = []
         if cluster.nodes[node] == nil {
@@ -115,11 +134,12 @@ public struct NodePlan: Sendable {
                     remedy: "create it, or name another with --node"))
         }
         keepAlive = cluster.nodes[node]?.keepAlive ?? settings.keepAlive
-        isBesideCalicoNode = cluster.pods.values.contains { $0.node == node && $0.isCalicoNode && !$0.isFinished }
+        let ownPods = cluster.pods.values.filter { $0.node == node && !$0.isFinished }
+        isBesideCalicoNode = ownPods.contains(where: \.isCalicoNode)
         let provider = cluster.nodes[node]?.provider ?? ""
         encryptsHosts = settings.hostEncryption ?? ["aws", "azure"].contains(provider)
         cloudOverhead = encryptsHosts && provider == "azure" ? 100 : 0
-        for (_, pod) in cluster.pods where pod.node == node && !pod.isHostNetwork && !pod.isFinished {
+        for pod in ownPods where !pod.isHostNetwork {
             pods.append(
                 LocalPod(
                     name: pod.description, addresses: pod.addresses,
@@ -138,6 +158,10 @@ public struct NodePlan: Sendable {
         for key in ownKeys.values { history[key] = node }
         for family in AddressFamily.allCases {
             self[family] = plan(family, cluster, ownership, history, &problems)
+            guard isByWorkloads else { continue }
+            if let folded { self[family].fold(folded[family], node: node) }
+            let owners = (folded ?? workloads)?[family].keys.filter { self[family].peers[$0] == nil && $0 != node }
+            self[family].unencrypted.formUnion(owners ?? [])
         }
         self.problems = Array(Set(problems)).sorted()
     }

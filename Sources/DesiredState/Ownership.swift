@@ -6,7 +6,8 @@ public import Model
 ///
 /// A prefix that two nodes claim goes to the one with a confirmed BlockAffinity,
 /// else to the first by name; blocks that overlap likewise. Single addresses may
-/// stand inside another node's block (Calico's borrowed addresses): the longest prefix wins.
+/// stand inside another node's block (Calico's borrowed addresses): the longest prefix wins. Addresses of pods are
+/// not among them: see `WorkloadAddresses`.
 public struct Ownership: Sendable {
     /// Node by prefix.
     public private(set) var owners: [CIDR: String] = [:]
@@ -33,15 +34,8 @@ public struct Ownership: Sendable {
                             isConfirmed: false))
                 }
             }
-        case .workloadIPs:
-            for pod in cluster.pods.values where !pod.isHostNetwork && !pod.isFinished && !pod.node.isEmpty {
-                for address in pod.addresses {
-                    claims.append(
-                        Claim(
-                            cidr: CIDR(host: address), node: pod.node, resource: "Pod/\(pod.description)",
-                            field: "status.podIPs", isConfirmed: false))
-                }
-            }
+        // Pods' addresses are many, and kept by `WorkloadAddresses`.
+        case .workloadIPs: break
         }
         for node in cluster.nodes.values {
             for address in node.interfaceAddresses.values where node.publicKeys[address.family] != nil {
@@ -58,12 +52,14 @@ public struct Ownership: Sendable {
 
     private static func calicoClaims(_ cluster: ClusterState) -> [Claim] {
         var claims: [Claim] = []
+        var confirmations: [CIDR: Set<String>] = [:]
+        for affinity in cluster.affinities.values where affinity.isConfirmed {
+            confirmations[affinity.cidr, default: []].insert(affinity.node)
+        }
         for block in cluster.blocks.values {
             let resource = "IPAMBlock/\(block.name)"
             if let node = block.affinity {
-                let confirmed = cluster.affinities.values.contains {
-                    $0.cidr == block.cidr && $0.node == node && $0.isConfirmed
-                }
+                let confirmed = confirmations[block.cidr]?.contains(node) == true
                 claims.append(
                     Claim(
                         cidr: block.cidr, node: node, resource: resource, field: "spec.affinity",
@@ -86,50 +82,71 @@ public struct Ownership: Sendable {
             ($0.isConfirmed ? 0 : 1, $0.node, $0.cidr, $0.resource)
                 < ($1.isConfirmed ? 0 : 1, $1.node, $1.cidr, $1.resource)
         }
-        let pools = cluster.pools.values.map(\.cidr)
-        let nodeAddresses = cluster.nodes.values.flatMap(\.addresses.values)
-        var blocks: [Claim] = []
+        let rules = AddressRules(cluster)
+        var blocks = AcceptedBlocks(lengths: claims.map(\.cidr.prefixLength))
         for claim in sorted {
-            func refuse(_ message: String, _ remedy: String) {
+            func refuse(_ words: (message: String, remedy: String)) {
                 problems.append(
                     Problem(
                         resource: claim.resource, field: claim.field, value: claim.cidr.description,
-                        message: message, remedy: remedy))
+                        message: words.message, remedy: words.remedy))
             }
-            if claim.cidr.prefixLength == 0 || claim.cidr.address.isLoopback || claim.cidr.address.isMulticast
-                || claim.cidr.address.isUnspecified || claim.cidr.address.isLinkLocal
-            {
-                refuse("is no prefix that pods can have, and is ignored", "use a prefix of one of the IP pools")
-                continue
-            }
-            if let address = nodeAddresses.filter({ claim.cidr.contains($0) }).min() {
-                refuse(
-                    "covers a node's own address \(address), and is ignored",
-                    "use a prefix outside the nodes' network")
-                continue
-            }
-            if !pools.isEmpty, !pools.contains(where: { $0.contains(claim.cidr) }) {
-                refuse("is outside every IPPool, and is ignored", "make an IPPool that covers it, or remove it")
+            if let words = rules.refusal(of: claim.cidr) {
+                refuse(words)
                 continue
             }
             if let owner = owners[claim.cidr] {
-                if owner != claim.node {
-                    refuse(
-                        "of node \(claim.node) belongs to node \(owner) already, and is ignored",
-                        "release it on one of the two nodes")
-                }
+                if owner != claim.node { refuse(Self.taken(from: claim.node, by: owner)) }
                 continue
             }
             if !claim.cidr.isHost {
-                if let other = blocks.first(where: { $0.cidr.overlaps(claim.cidr) && $0.node != claim.node }) {
+                if let other = blocks.first(overlapping: claim) {
                     refuse(
-                        "of node \(claim.node) overlaps \(other.cidr) of node \(other.node) (\(other.resource)), and is ignored",
-                        "give the nodes blocks that do not overlap")
+                        (
+                            "of node \(claim.node) overlaps \(other.cidr) of node \(other.node) "
+                                + "(\(other.resource)), and is ignored",
+                            "give the nodes blocks that do not overlap"
+                        ))
                     continue
                 }
-                blocks.append(claim)
+                blocks.add(claim)
             }
             owners[claim.cidr] = claim.node
+        }
+    }
+
+    static func taken(from node: String, by owner: String) -> (message: String, remedy: String) {
+        (
+            "of node \(node) belongs to node \(owner) already, and is ignored",
+            "release it on one of the two nodes"
+        )
+    }
+
+    /// Blocks that have an owner, found by what they overlap.
+    private struct AcceptedBlocks {
+        private var blocks: [Claim] = []
+        /// Places in `blocks`: of each block, and of all that lie inside a prefix of a length in use.
+        private var exact: [CIDR: Int] = [:]
+        private var inside: [CIDR: [Int]] = [:]
+        private let lengths: [Int]
+
+        init(lengths: some Sequence<Int>) { self.lengths = Set(lengths).sorted() }
+
+        private func wider(_ cidr: CIDR) -> [CIDR] {
+            lengths.prefix { $0 < cidr.prefixLength }.compactMap { CIDR(masking: cidr.address, prefixLength: $0) }
+        }
+
+        mutating func add(_ claim: Claim) {
+            exact[claim.cidr] = blocks.count
+            for cidr in wider(claim.cidr) { inside[cidr, default: []].append(blocks.count) }
+            blocks.append(claim)
+        }
+
+        /// The first accepted one of another node.
+        func first(overlapping claim: Claim) -> Claim? {
+            var places = inside[claim.cidr] ?? []
+            places += wider(claim.cidr).compactMap { exact[$0] }
+            return places.sorted().lazy.map { blocks[$0] }.first { $0.node != claim.node }
         }
     }
 }

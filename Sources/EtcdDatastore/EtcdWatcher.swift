@@ -110,8 +110,13 @@ struct EtcdWatcher: Sendable {
         changes.whole = Set(ResourceKind.allCases)
         changes.podScope = scope
         var unreadable: [ResourceKey: Problem] = [:]
+        let node = Data(feed.node.utf8)
         let pages = EtcdPages(client: client, prefix: EtcdLayout.prefix, size: pageSize)
         let (revision, cluster) = try await pages.read { key, value in
+            // What a list does not name is gone, so another node's pods need not be read.
+            guard scope == .all || EtcdLayout.resource(key)?.kind != .pod || value.range(of: node) != nil else {
+                return
+            }
             note(key, value, in: &changes, &unreadable)
         }
         tell(unreadable, in: &changes)

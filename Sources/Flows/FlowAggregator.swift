@@ -43,10 +43,10 @@ public struct FlowAggregator: Sendable {
 
     public var count: Int { sums.count }
 
-    /// `workloads`: names by pods' addresses.
-    public mutating func add(_ records: [FlowRecord], workloads: [IPAddress: String]) {
+    /// `names`: of workloads.
+    public mutating func add(_ records: [FlowRecord], names: AddressNames) {
         for record in records {
-            var pair = pair(record.flow, workloads)
+            var pair = pair(record.flow, names)
             if sums[pair] == nil, sums.count >= Self.limit {
                 (pair.source, pair.destination) = ("others", "others")
             }
@@ -68,11 +68,11 @@ public struct FlowAggregator: Sendable {
         return sums.values.sorted { ($0.pair.source ?? "", $0.start) < ($1.pair.source ?? "", $1.start) }
     }
 
-    private func pair(_ flow: Biflow, _ workloads: [IPAddress: String]) -> AggregateRecord.Pair {
+    private func pair(_ flow: Biflow, _ names: AddressNames) -> AggregateRecord.Pair {
         func name(_ address: IPAddress, _ name: String?, _ node: String?) -> String? {
             switch level {
             case .nodePair: nil
-            case .workloadPair: workloads[address] ?? name ?? (node == nil ? "outside" : "node")
+            case .workloadPair: names.workload(address) ?? name ?? (node == nil ? "outside" : "node")
             case .flow, .podPair: name ?? (node == nil ? "outside" : "node")
             }
         }

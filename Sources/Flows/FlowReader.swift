@@ -6,14 +6,18 @@ public import Model
 
 /// What makes a flow's addresses and devices readable.
 public struct FlowNames: Sendable {
-    /// Pods and nodes by address.
-    public var addresses: [IPAddress: String]
+    /// Pods and nodes.
+    public var addresses: AddressNames
     public var interfaces: [UInt32: String]
     /// This node's name.
     public var node: String?
 
     public init(addresses: [IPAddress: String] = [:], interfaces: [UInt32: String] = [:], node: String? = nil) {
-        self.addresses = addresses
+        self.init(names: AddressNames(addresses), interfaces: interfaces, node: node)
+    }
+
+    public init(names: AddressNames, interfaces: [UInt32: String] = [:], node: String? = nil) {
+        addresses = names
         self.interfaces = interfaces
         self.node = node
     }

@@ -173,7 +173,22 @@ public struct PodResource: Sendable, Hashable, Codable {
     public var description: String { "\(namespace)/\(name)" }
 }
 
+/// A pod that several tables have.
+public final class SharedPod: Sendable {
+    public let pod: PodResource
+
+    public init(_ pod: PodResource) { self.pod = pod }
+}
+
 extension PodResource {
+    /// As people read it: the namespace `default` is left out.
+    public var shortName: String { namespace == "default" ? name : description }
+
+    /// `namespace/kind/name` of what has made it; nil: nobody has.
+    public var workloadName: String? { workload.isEmpty ? nil : "\(namespace)/\(workload)" }
+
+    public var key: ResourceKey { ResourceKey(.pod, name, namespace: namespace) }
+
     /// Reads a Pod; fields with problems count as absent.
     public init(_ manifest: Manifest, problems: inout [Problem]) {
         var reader = FieldReader(manifest.content, resource: manifest.key.description)

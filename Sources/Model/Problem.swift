@@ -42,7 +42,10 @@ public struct Problem: Sendable, Hashable, Comparable, Codable, CustomStringConv
         return parts.joined(separator: ": ") + ": \(message); \(remedy)"
     }
 
-    public static func < (a: Self, b: Self) -> Bool { a.description < b.description }
+    public static func < (a: Self, b: Self) -> Bool {
+        (a.resource, a.field, a.value, a.message, a.remedy, a.severity.rawValue)
+            < (b.resource, b.field, b.value, b.message, b.remedy, b.severity.rawValue)
+    }
 }
 
 /// An error that carries problems, so that all of them are told at once.

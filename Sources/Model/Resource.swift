@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What wgplane keeps of a resource.
-public enum Resource: Sendable, Hashable, Codable {
-    indirect case node(NodeResource)
+/// What wgplane keeps of a resource. Indirect: tables of many are mostly room for more.
+public indirect enum Resource: Sendable, Hashable, Codable {
+    case node(NodeResource)
     case pod(PodResource)
     case pool(IPPoolResource)
-    indirect case block(IPAMBlockResource)
+    case block(IPAMBlockResource)
     case affinity(BlockAffinityResource)
     /// A FelixConfiguration or DataplaneConfiguration, whole: what its fields mean depends on the node.
     case configuration(Manifest)

@@ -29,7 +29,7 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
         to desired: [Key: Value], _ operation: (Key, Value) throws -> Void
     ) -> [Key] {
         var changed: [Key] = []
-        for (key, value) in desired.sorted(by: { $0.key < $1.key }) where applied[key] != value {
+        for (key, value) in desired.filter({ applied[$0.key] != $0.value }).sorted(by: { $0.key < $1.key }) {
             guard isDue(key) else { continue }
             do {
                 try operation(key, value)
@@ -49,8 +49,20 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
     public mutating func prune(
         to desired: [Key: Value], _ operation: (Key) throws -> Void
     ) -> [Key] {
+        let gone = remove(applied.keys.filter { desired[$0] == nil }, operation)
+        for key in failures.keys where desired[key] == nil && applied[key] == nil { failures[key] = nil }
+        return gone
+    }
+
+    /// Deletes these; returns the keys that went. What is not in place is forgotten.
+    @discardableResult
+    public mutating func remove(_ keys: some Sequence<Key>, _ operation: (Key) throws -> Void) -> [Key] {
         var gone: [Key] = []
-        for key in applied.keys.sorted() where desired[key] == nil {
+        for key in keys.sorted() {
+            guard applied[key] != nil else {
+                failures[key] = nil
+                continue
+            }
             guard isDue(key) else { continue }
             do {
                 try operation(key)
@@ -61,7 +73,6 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
                 fail(key, error)
             }
         }
-        for key in failures.keys where desired[key] == nil && applied[key] == nil { failures[key] = nil }
         return gone
     }
 

@@ -19,12 +19,16 @@ public struct EBPFSteering: SteeringBackend {
     private var programs: DataplanePrograms
     private var slots = SlotAssignment()
     private var routes = Reconciler<CIDR, PlacedRoute>()
+    private var addresses = AddressRoutes()
     private var locals = Reconciler<IPAddress, LocalAddress>()
     private var endpoints = Reconciler<IPAddress, EndpointValue>()
     var hooks = Reconciler<HookPoint, UInt32>()
     private var sources = Reconciler<AllowedSource, Bool>()
     private var interfaces = Reconciler<UInt32, Bool>()
     private var config: DataplaneConfig?
+    /// Peers whose slots and whose endpoints are as they should be; nil: that is to be seen.
+    private var preparedPeers: [PeerSlotKey: PeerSteering]?
+    private var endpointPeers: [PeerSlotKey: PeerSteering]?
     /// As devices are called now.
     fileprivate var names: [UInt32: String] = [:]
     /// What earlier agents have left that this one does not use is gone.
@@ -58,24 +62,27 @@ public struct EBPFSteering: SteeringBackend {
         }
     }
 
-    private mutating func adopt() throws {
+    private mutating func adopt(_ found: [IPAddress: UInt32]? = nil) throws {
+        (preparedPeers, endpointPeers) = (nil, nil)
         slots = SlotAssignment(try maps.destinations.slotOwners(), count: maps.destinations.count)
         maps.destinations.setAction(DestinationSlot.outside, .clear)
         maps.destinations.setAction(DestinationSlot.pool, .clear)
         maps.destinations.setAction(DestinationSlot.local, .stack)
-        routes.adopt(try maps.routes.placedEntries().mapValues { PlacedRoute(slot: $0.slot, place: $0.place) })
+        routes.adopt(try maps.routes.placedPrefixes().mapValues { PlacedRoute(slot: $0.slot, place: $0.place) })
+        addresses.adopt(try found ?? maps.routes.addressEntries())
         locals.adopt(try maps.locals.entries())
         sources.adopt(Dictionary(uniqueKeysWithValues: try maps.allowedSources.entries().map { ($0, true) }))
         interfaces.adopt(Dictionary(uniqueKeysWithValues: try maps.interfaces.entries().map { ($0, true) }))
         endpoints.adopt(
             try maps.endpoints.entries().mapValues { EndpointValue(endpoint: $0.endpoint, slot: $0.slot) })
-        let (found, generation) = try maps.config.read()
-        config = generation == 0 ? nil : found
+        let (written, generation) = try maps.config.read()
+        config = generation == 0 ? nil : written
     }
 
     /// Forgets what it believes of the maps and devices, so that the next `apply` mends drift.
-    public mutating func resync() throws {
-        try adopt()
+    /// `addresses`: routes of single addresses, where they have been read already.
+    public mutating func resync(addresses: [IPAddress: UInt32]? = nil) throws {
+        try adopt(addresses)
         hooks.adopt(try attachedHooks())
     }
 
@@ -85,6 +92,7 @@ public struct EBPFSteering: SteeringBackend {
         var problems: [Problem] = []
         try prepareSlots(plan, &problems)
         let table = maps
+        guard !endpoints.errors.isEmpty || plan.peers != endpointPeers else { return }
         endpoints.update(to: wantedEndpoints(plan)) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
     }
 
@@ -132,6 +140,9 @@ public struct EBPFSteering: SteeringBackend {
     // MARK: Slots
 
     private mutating func prepareSlots(_ plan: SteeringPlan, _ problems: inout [Problem]) throws {
+        guard plan.peers != preparedPeers else { return }
+        preparedPeers = nil
+        var isWhole = true
         for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
             let owner = SlotOwner(node: key.node, family: key.family, publicKey: peer.publicKey)
             guard let slot = slots.assign(key) else {
@@ -140,8 +151,10 @@ public struct EBPFSteering: SteeringBackend {
                         resource: "Node/\(key.node)",
                         message: "has no place among the destinations, and is not steered",
                         remedy: "at most \(maps.destinations.count - DestinationSlot.firstPeer) peers are possible"))
+                isWhole = false
                 continue
             }
+            if slots.owner(slot)?.node != key.node { addresses.noteSlots() }
             if slots.owner(slot) != owner {
                 try maps.destinations.setOwner(slot, owner)
                 slots.setOwner(slot, owner)
@@ -152,20 +165,21 @@ public struct EBPFSteering: SteeringBackend {
                 maps.destinations.setLanes(slot, family: key.family, interfaces: peer.lanes)
             }
         }
+        if isWhole { preparedPeers = plan.peers }
     }
 
     private mutating func releaseSlots(_ plan: SteeringPlan) throws {
-        for (key, slot) in slots.assigned where plan.peers[key] == nil && !plan.preserved.contains(key.family) {
-            // Not while a route or an endpoint still leads there.
-            if routes.applied.values.contains(where: { $0.slot == slot })
-                || endpoints.applied.values.contains(where: { $0.slot == slot })
-            {
-                continue
-            }
+        let idle = slots.assigned.filter { plan.peers[$0.0] == nil && !plan.preserved.contains($0.0.family) }
+        guard !idle.isEmpty else { return }
+        // Not while a route or an endpoint still leads there.
+        var used = Set(routes.applied.values.map(\.slot)).union(endpoints.applied.values.map(\.slot))
+        for slot in addresses.applied.values { used.insert(Int(slot)) }
+        for (key, slot) in idle where !used.contains(slot) {
             maps.destinations.setAction(slot, .clear)
             maps.destinations.raiseGeneration(slot)
             try maps.destinations.setOwner(slot, nil)
             slots.release(key)
+            preparedPeers = nil
         }
     }
 
@@ -183,10 +197,14 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     private mutating func applyAddresses(_ plan: SteeringPlan) {
-        let wanted = wantedEndpoints(plan)
         let table = maps
-        endpoints.update(to: wanted) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
-        endpoints.prune(to: wanted) { try table.endpoints.delete($0) }
+        if !endpoints.errors.isEmpty || plan.peers != endpointPeers || !plan.preserved.isEmpty {
+            endpointPeers = nil
+            let wanted = wantedEndpoints(plan)
+            endpoints.update(to: wanted) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
+            endpoints.prune(to: wanted) { try table.endpoints.delete($0) }
+            if endpoints.errors.isEmpty, plan.preserved.isEmpty { endpointPeers = plan.peers }
+        }
         let wantedLocals = plan.locals.merging(
             locals.applied.filter { plan.preserved.contains($0.key.family) && $0.value.kind == .tunnel }
         ) { _, kept in kept }
@@ -223,16 +241,22 @@ public struct EBPFSteering: SteeringBackend {
 
     private mutating func applyRoutes(_ plan: SteeringPlan) {
         var wanted: [CIDR: Int] = [:]
+        var single: [IPAddress: UInt32] = [:]
         for (cidr, target) in plan.routes {
-            switch target {
-            case .pool: wanted[cidr] = DestinationSlot.pool
-            case .local: wanted[cidr] = DestinationSlot.local
-            case .peer(let key): wanted[cidr] = slots[key] ?? DestinationSlot.pool
-            }
+            let slot =
+                switch target {
+                case .pool: DestinationSlot.pool
+                case .local: DestinationSlot.local
+                case .peer(let key): slots[key] ?? DestinationSlot.pool
+                }
+            if cidr.isHost { single[cidr.address] = UInt32(slot) } else { wanted[cidr] = slot }
         }
-        for (cidr, route) in routes.applied where plan.preserved.contains(cidr.family) { wanted[cidr] = route.slot }
+        for (cidr, route) in routes.applied where plan.preserved.contains(cidr.family) && wanted[cidr] == nil {
+            wanted[cidr] = route.slot
+        }
         let table = maps
         let placed = RouteLayout.place(wanted, blockLengths: config?.blockLengths ?? [:])
+        addresses.set(fixed: single, families: plan.workloads?.families ?? [])
         // A change raises the generation of the slots that covered the prefix before
         // and after it: their flows look up once more, nobody else's.
         routes.update(to: placed) { cidr, route in
@@ -241,6 +265,7 @@ public struct EBPFSteering: SteeringBackend {
             table.destinations.raiseGeneration(before)
             if route.slot != before { table.destinations.raiseGeneration(route.slot) }
         }
+        addresses.apply(plan.workloads, slots, table, preserved: plan.preserved)
         routes.prune(to: placed) { cidr in
             let before = try table.routes.slot(covering: cidr)
             try table.routes.delete(cidr)
@@ -248,6 +273,14 @@ public struct EBPFSteering: SteeringBackend {
             table.destinations.raiseGeneration(before)
             if after != before { table.destinations.raiseGeneration(after) }
         }
+    }
+
+    /// Takes in that pods' addresses have other nodes; `apply` or `changeWorkloads` makes it so.
+    public mutating func noteWorkloads(_ addresses: some Sequence<IPAddress>) { self.addresses.note(addresses) }
+
+    /// Makes the routes of pods' addresses what they should be, where all else is as the last `apply` has left it.
+    public mutating func changeWorkloads(_ workloads: WorkloadRoutes, preserved: Set<AddressFamily>) {
+        addresses.apply(workloads, slots, maps, preserved: preserved)
     }
 
     // MARK: Hooks
@@ -323,7 +356,8 @@ public struct EBPFSteering: SteeringBackend {
                     remedy: "it is tried again; see `wgplane doctor`")
             }
         }
-        return problems(routes.errors, "routes") + problems(locals.errors, "locals")
+        return problems(routes.errors, "routes") + problems(addresses.errors, "routes")
+            + problems(locals.errors, "locals")
             + problems(endpoints.errors, "endpoints")
             + hooks.errors.map {
                 Problem(
@@ -335,13 +369,16 @@ public struct EBPFSteering: SteeringBackend {
     /// When something that failed is due again; nil: nothing failed.
     public var nextRetry: ContinuousClock.Instant? {
         [
-            routes.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry, sources.nextRetry,
+            routes.nextRetry, addresses.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry,
+            sources.nextRetry,
             interfaces.nextRetry,
         ].compactMap { $0 }.min()
     }
 
     /// Whether all programs are in place, so that nothing else need steer.
-    public var isSettled: Bool { hooks.errors.isEmpty && routes.errors.isEmpty && endpoints.errors.isEmpty }
+    public var isSettled: Bool {
+        hooks.errors.isEmpty && routes.errors.isEmpty && addresses.errors.isEmpty && endpoints.errors.isEmpty
+    }
 }
 
 extension EBPFSteering {

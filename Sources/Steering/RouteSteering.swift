@@ -233,7 +233,13 @@ public struct RouteSteering: SteeringBackend {
         var wanted: [CIDR: Way] = [:]
         // Nodes' own addresses are never led nowhere: their ARP would not be answered any more.
         let nodes = Set(plan.peers.values.flatMap(\.endpoints).map { CIDR(host: $0.address) })
-        for (cidr, target) in plan.routes {
+        var targets = plan.routes
+        for (address, owner) in plan.workloads?.owners ?? [:] {
+            if let target = plan.workloads?.target(address, owner) {
+                targets[CIDR(host: address)] = targets[CIDR(host: address)] ?? target
+            }
+        }
+        for (cidr, target) in targets {
             switch target {
             // What nobody has, and has no other way: promised all the same.
             case .pool: if plan.config.isStrict { wanted[cidr] = wanted[cidr] ?? .nowhere }

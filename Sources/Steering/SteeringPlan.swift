@@ -88,6 +88,8 @@ public struct SteeringPlan: Sendable {
     public var config: DataplaneConfig
     public var peers: [PeerSlotKey: PeerSteering] = [:]
     public var routes: [CIDR: SteeringTarget] = [:]
+    /// Beside them.
+    public var workloads: WorkloadRoutes?
     public var locals: [IPAddress: LocalAddress] = [:]
     public var hooks: [HookPoint] = []
     /// Pods' devices all of whose addresses are known: no others may send from there.

@@ -311,24 +311,52 @@ public struct StreamSocket: ~Copyable {
         try SystemDescriptors.writeAll(descriptor, bytes)
     }
 
-    /// Reads until `isComplete` says so of all that came, or the other side closes.
-    public borrowing func readUntil(_ isComplete: (ArraySlice<UInt8>) -> Bool) throws(Errno) -> [UInt8] {
-        // Room for all at once, so that no copy of what may be secret is left behind by growing.
-        var buffer = [UInt8](repeating: 0, count: 1 << 22)
-        var used = 0
+    /// Reads until what came ends with these bytes, or the other side closes. Refuses more than `limit` bytes with
+    /// `EFBIG`. No copy of what may be secret is left behind.
+    public borrowing func readUntil(_ end: [UInt8], limit: Int = 256 << 20) throws(Errno) -> [UInt8] {
+        var pieces: [[UInt8]] = []
+        defer { for index in pieces.indices { GuardedBytes.wipe(&pieces[index]) } }
+        var total = 0
         let number = descriptor.rawValue
-        defer { GuardedBytes.wipe(&buffer) }
-        while used < buffer.count {
-            let start = used
-            let count = try retryingInterrupts {
-                unsafe buffer.withUnsafeMutableBytes {
-                    unsafe read(number, $0.baseAddress?.advanced(by: start), $0.count - start)
+        while true {
+            var piece = [UInt8](repeating: 0, count: 1 << 18)
+            var used = 0
+            var isLast = false
+            do {
+                while used < piece.count, !isLast {
+                    let start = used
+                    let count = try retryingInterrupts {
+                        unsafe piece.withUnsafeMutableBytes {
+                            unsafe read(number, $0.baseAddress?.advanced(by: start), $0.count - start)
+                        }
+                    }
+                    used += count
+                    isLast = count == 0 || Self.ends(piece, used, pieces.last, with: end)
                 }
+            } catch {
+                GuardedBytes.wipe(&piece)
+                throw error
             }
-            if count == 0 { break }
-            used += count
-            if isComplete(buffer[0..<used]) { break }
+            total += used
+            pieces.append(piece)
+            if isLast { break }
+            if total > limit { throw .fileTooLarge }
         }
-        return Array(buffer[0..<used])
+        var result: [UInt8] = []
+        result.reserveCapacity(total)
+        for piece in pieces { result += piece.prefix(total - result.count) }
+        return result
+    }
+
+    private static func ends(_ piece: [UInt8], _ used: Int, _ before: [UInt8]?, with end: [UInt8]) -> Bool {
+        for offset in 1...end.count {
+            let wanted = end[end.count - offset]
+            if offset <= used {
+                if piece[used - offset] != wanted { return false }
+            } else {
+                guard let before, before[before.count - (offset - used)] == wanted else { return false }
+            }
+        }
+        return true
     }
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Netlink
+
 /// Finds a backend.
 public enum BackendSelection {
     /// The backend of a kind; nil: the kernel's where it has one, else userspace, but the one of
@@ -20,7 +22,7 @@ public enum BackendSelection {
             return try UserspaceBackend()
         case nil:
             for device in devices {
-                if let (kind, _) = try state(device: device) {
+                if let kind = try self.kind(device: device) {
                     return kind == .kernel ? try KernelBackend() : try UserspaceBackend()
                 }
             }
@@ -32,6 +34,13 @@ public enum BackendSelection {
         }
     }
 
+    /// Which backend has a device; nil: there is none, or nobody serves it.
+    public static func kind(device: String) throws -> BackendKind? {
+        guard let link = try RouteSession().link(named: device) else { return nil }
+        if link.kind == "wireguard" { return .kernel }
+        return try UserspaceBackend().isAlive(device) ? .userspace : nil
+    }
+
     /// A device by whichever backend has it, for looking.
     public static func state(device: String) throws -> (BackendKind, DeviceState)? {
         if let kernel = try? KernelBackend(), let state = try kernel.state(device: device) { return (.kernel, state) }
@@ -41,7 +50,7 @@ public enum BackendSelection {
 
     /// Deletes a device, whichever backend has it; what is not there is no error.
     public static func delete(device: String) throws {
-        guard let (kind, _) = try state(device: device) else { return }
+        guard let kind = try kind(device: device) else { return }
         try backend(kind).delete(device: device)
     }
 }

@@ -63,13 +63,13 @@ public final class UserspaceBackend: WireGuardBackend {
 
     /// Whether a process of ours serves the device: false when its socket is not there, or
     /// nobody listens on it.
-    private func isAlive(_ device: String) throws -> Bool {
+    func isAlive(_ device: String) throws -> Bool {
         guard fileExists(socketPath(device)) else { return false }
         do {
-            var answer = try exchange(Array("get=1\n\n".utf8), device)
-            GuardedBytes.wipe(&answer)
+            _ = try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5)
             return true
-        } catch let error as Errno where error == .connectionRefused || error == .noSuchFileOrDirectory {
+        } catch {
+            guard error == .connectionRefused || error == .noSuchFileOrDirectory else { throw error }
             return false
         }
     }
@@ -122,6 +122,6 @@ public final class UserspaceBackend: WireGuardBackend {
     private func exchange(_ request: [UInt8], _ device: String) throws -> [UInt8] {
         let stream = try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5)
         try stream.writeAll(request)
-        return try stream.readUntil { $0.suffix(2) == [10, 10] }
+        return try stream.readUntil([10, 10])
     }
 }

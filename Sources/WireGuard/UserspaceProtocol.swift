@@ -60,8 +60,13 @@ enum UserspaceProtocol {
             let end = answer[start...].firstIndex(of: 10) ?? answer.count
             defer { start = end + 1 }
             guard let equals = answer[start..<end].firstIndex(of: UInt8(ascii: "=")) else { continue }
-            let name = String(decoding: answer[start..<equals], as: UTF8.self)
             let range = equals + 1..<end
+            // The one that there may be a hundred thousand of first.
+            if isAllowedIP(answer, start..<equals) {
+                if let cidr = CIDR(ascii: answer[range]) { peer?.state.allowedIPs.insert(cidr) }
+                continue
+            }
+            let name = String(decoding: answer[start..<equals], as: UTF8.self)
             if name == "private_key" {
                 var bytes = unhex(answer[range]) ?? []
                 for index in range { answer[index] = 0 }
@@ -87,13 +92,19 @@ enum UserspaceProtocol {
                 if let seconds = Int64(value), seconds != 0 { peer?.state.lastHandshake = seconds }
             case "rx_bytes": peer?.state.receivedBytes = UInt64(value) ?? 0
             case "tx_bytes": peer?.state.sentBytes = UInt64(value) ?? 0
-            case "allowed_ip": if let cidr = CIDR(value) { peer?.state.allowedIPs.insert(cidr) }
             default: break
             }
         }
         finish()
         guard isWhole else { throw .userspace(device: device, "answered in part only") }
         return state
+    }
+
+    private static let allowedIP = Array("allowed_ip".utf8)
+
+    private static func isAllowedIP(_ answer: [UInt8], _ range: Range<Int>) -> Bool {
+        range.count == allowedIP.count && answer[range.lowerBound] == allowedIP[0]
+            && answer[range].elementsEqual(allowedIP)
     }
 
     static func endpoint(_ text: String) -> Endpoint? {

@@ -36,6 +36,7 @@ struct AgentCommand: AsyncParsableCommand {
                     resource: "Agent", field: "privileges", message: "needs root to make devices and load BPF programs",
                     remedy: "run it as root, or in a container with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON"))
         }
+        ProcessMemory.economize()
         var options = node.options
         options.overrides =
             SettingOverride.environment(ProcessInfo.processInfo.environment)

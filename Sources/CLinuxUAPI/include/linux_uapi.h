@@ -7,6 +7,7 @@
 #define WGPLANE_LINUX_UAPI_H
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DataplaneMaps
+public import Model
+import Reconciler
+
+/// Pods' addresses, where routes are made of them.
+public struct WorkloadRoutes: Sendable {
+    /// Whose own are local.
+    public var node: String
+    /// By address the pod whose node has it.
+    public var owners: [IPAddress: SharedPod]
+    /// Of others no route is known now.
+    public var families: Set<AddressFamily>
+
+    public init(node: String, owners: [IPAddress: SharedPod], families: Set<AddressFamily>) {
+        self.node = node
+        self.owners = owners
+        self.families = families
+    }
+
+    /// Nil: nobody has it.
+    public subscript(address: IPAddress) -> SteeringTarget? { owners[address].flatMap { target(address, $0) } }
+
+    func target(_ address: IPAddress, _ owner: SharedPod) -> SteeringTarget? {
+        guard families.contains(address.family) else { return nil }
+        let name = owner.pod.node
+        return name == node ? .local : .peer(PeerSlotKey(node: name, family: address.family))
+    }
+}
+
+/// Routes of single addresses: a few of the plan, and pods' addresses, of which there may be a hundred thousand, so
+/// that only those are looked at that have changed, unless all must be.
+struct AddressRoutes: Sendable {
+    private var routes = Reconciler<IPAddress, UInt32>()
+    private var fixed: [IPAddress: UInt32] = [:]
+    private var families: Set<AddressFamily> = []
+    private var changed: Set<IPAddress> = []
+    private var mustCompare = true
+
+    /// Takes what is in the map.
+    mutating func adopt(_ actual: [IPAddress: UInt32]) {
+        routes.adopt(actual)
+        mustCompare = true
+    }
+
+    /// These may lead elsewhere now.
+    mutating func note(_ addresses: some Sequence<IPAddress>) { changed.formUnion(addresses) }
+
+    /// Slots are others': all may lead elsewhere now.
+    mutating func noteSlots() { mustCompare = true }
+
+    var applied: [IPAddress: UInt32] { routes.applied }
+    var errors: [IPAddress: String] { routes.errors }
+    var nextRetry: ContinuousClock.Instant? { routes.nextRetry }
+
+    /// Sets the plan's own.
+    mutating func set(fixed new: [IPAddress: UInt32], families newFamilies: Set<AddressFamily>) {
+        for (address, slot) in new where fixed[address] != slot { changed.insert(address) }
+        for address in fixed.keys where new[address] == nil { changed.insert(address) }
+        if newFamilies != families { mustCompare = true }
+        (fixed, families) = (new, newFamilies)
+    }
+
+    /// Makes the map what it should be. What is there of `preserved` families and has no target stays.
+    mutating func apply(
+        _ workloads: WorkloadRoutes?, _ slots: SlotAssignment, _ maps: NodeMaps, preserved: Set<AddressFamily>
+    ) {
+        func slot(_ address: IPAddress, _ owner: SharedPod?) -> UInt32? {
+            if let slot = fixed[address] { return slot }
+            switch owner.flatMap({ workloads?.target(address, $0) }) {
+            case nil: return nil
+            case .local: return UInt32(DestinationSlot.local)
+            case .pool: return UInt32(DestinationSlot.pool)
+            case .peer(let key): return UInt32(slots[key] ?? DestinationSlot.pool)
+            }
+        }
+        let owners = workloads?.owners ?? [:]
+        if mustCompare {
+            for (address, owner) in owners where routes.applied[address] != slot(address, owner) {
+                changed.insert(address)
+            }
+            for (address, slot) in fixed where routes.applied[address] != slot { changed.insert(address) }
+            for address in routes.applied.keys where fixed[address] == nil && owners[address] == nil {
+                changed.insert(address)
+            }
+        }
+        mustCompare = false
+        changed.formUnion(routes.errors.keys)
+        var wanted: [IPAddress: UInt32] = [:]
+        var gone: [IPAddress] = []
+        for address in changed {
+            if let slot = slot(address, owners[address]) {
+                wanted[address] = slot
+            } else if preserved.contains(address.family) {
+                // Whether it is really gone is to be seen.
+                mustCompare = true
+            } else {
+                gone.append(address)
+            }
+        }
+        changed = []
+        // A change raises the generation of the slots that covered the address before and after it.
+        routes.update(to: wanted) { address, slot in
+            let before = try maps.routes.slot(of: address)
+            try maps.routes.update(CIDR(host: address), slot: Int(slot))
+            maps.destinations.raiseGeneration(before)
+            if slot != before { maps.destinations.raiseGeneration(Int(slot)) }
+        }
+        routes.remove(gone) { address in
+            let before = try maps.routes.slot(of: address)
+            try maps.routes.delete(CIDR(host: address))
+            let after = try maps.routes.slot(of: address)
+            maps.destinations.raiseGeneration(before)
+            if after != before { maps.destinations.raiseGeneration(after) }
+        }
+    }
+}
