@@ -86,6 +86,14 @@ public struct AgentService: Service {
                 }
             }
             group.addTask {
+                await cancelWhenGracefulShutdown {
+                    await controller.publisher.run {
+                        await controller.publicationChanged()
+                        signal.yield()
+                    }
+                }
+            }
+            group.addTask {
                 await cancelWhenGracefulShutdown { await controller.flows.exporter.run() }
             }
             group.addTask {

@@ -9,6 +9,7 @@ public final class AgentStatistics: Sendable {
     private struct State {
         var passes: UInt64 = 0
         var failedPasses: UInt64 = 0
+        var workloadChanges = 0
         var seconds = 0.0
         /// Passes that took at most so long, by `bounds`.
         var buckets = [UInt64](repeating: 0, count: AgentStatistics.bounds.count)
@@ -58,6 +59,9 @@ public final class AgentStatistics: Sendable {
         }
     }
 
+    /// Pods' addresses whose routes were changed without a pass.
+    func noteWorkloads(addresses: Int) { state.withLock { $0.workloadChanges += addresses } }
+
     func noteFlowCycle(nanoseconds: UInt64) {
         state.withLock { state in
             state.flowCycles += 1
@@ -91,6 +95,9 @@ public final class AgentStatistics: Sendable {
         return [
             passes, age, cycle, uptime,
             counter("wgplane_reconcile_failures_total", "Passes that could not do all.", state.failedPasses),
+            counter(
+                "wgplane_workload_changes_total", "Pods' addresses that were routed otherwise without a pass.",
+                state.workloadChanges),
             counter("wgplane_datastore_answers_total", "Times that the datastore was seen to answer.", state.answers),
             counter("wgplane_flow_cycles_total", "Looks at the flow table.", state.flowCycles),
             counter(

@@ -18,7 +18,7 @@ extension NodeController {
         let goes = updatePhases(plan, now, &problems)
         noteStrictness(plan, &problems)
         guard isActive(plan) else {
-            try await tearDown(plan)
+            try await tearDown(plan, &problems)
             return
         }
         hasCleaned = false
@@ -71,7 +71,7 @@ extension NodeController {
             try retirePeers(family, backend, now)
         }
         setThreading(plan, &problems)
-        await publish(plan, &problems)
+        publish(plan, &problems)
     }
 
     /// Names of the devices as they are.

@@ -77,7 +77,7 @@ extension NodeController {
     // MARK: Switched off
 
     /// Leaves nothing behind: programs, maps, devices, annotations, the device's address.
-    func tearDown(_ plan: NodePlan) async throws {
+    func tearDown(_ plan: NodePlan, _ problems: inout [Problem]) async throws {
         await cache.forget()
         if !hasCleaned {
             // Each step is made, whatever another one says; the pass is made again until all are done.
@@ -106,8 +106,11 @@ extension NodeController {
             mode = ModeDecision(mode: .disabled, reason: disabledReason(plan))
             hasCleaned = true
         }
-        try await publication.write(wantedAnnotations(), nil, inventory.ownNode)
-        try await publication.release(AddressFamily.allCases, inventory.cluster.blocks.values)
+        publisher.wish(
+            Publisher.Wish(
+                annotations: wantedAnnotations(), node: inventory.ownNode,
+                releases: heldAddresses(AddressFamily.allCases)))
+        problems += publisher.problems
     }
 
     func disabledReason(_ plan: NodePlan) -> String {

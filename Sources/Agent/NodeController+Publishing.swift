@@ -25,26 +25,35 @@ extension NodeController {
         return result
     }
 
-    /// Takes an address for each device, and writes the annotations where they differ.
-    func publish(_ plan: NodePlan, _ problems: inout [Problem]) async {
+    /// Wishes for an address for each device, and for annotations and condition as they should be.
+    func publish(_ plan: NodePlan, _ problems: inout [Problem]) {
+        var wish = Publisher.Wish(
+            annotations: wantedAnnotations(), condition: condition(plan), node: inventory.ownNode)
         for family in families.keys.sorted() where families[family]?.drainingUntil == nil && !unsettled.contains(family)
         {
             guard families[family]?.address == nil else { continue }
-            do {
-                if let address = try await allocateAddress(family, plan) { families[family]?.address = address }
-            } catch {
-                problems.append(Self.problem(of: error))
+            if let address = publishedAddress(family, plan) ?? publisher.takeAddress(family) {
+                families[family]?.address = address
+            } else if !usesNodeAddress(plan) {
+                wish.lacking[family] = ownBlocks(family).filter { $0.affinity == options.node }.map(\.name)
             }
         }
-        do {
-            try await publication.write(wantedAnnotations(), condition(plan), inventory.ownNode)
-            // A family that is off gives its address back; one that drains keeps it to the end.
-            try await publication.release(
-                AddressFamily.allCases.filter { families[$0] == nil || usesNodeAddress(plan) },
-                inventory.cluster.blocks.values)
-        } catch {
-            problems.append(Self.problem(of: error))
+        wish.annotations = wantedAnnotations()
+        // A family that is off gives its address back; one that drains keeps it to the end.
+        wish.releases = heldAddresses(AddressFamily.allCases.filter { families[$0] == nil || usesNodeAddress(plan) })
+        publisher.wish(wish)
+        problems += publisher.problems
+    }
+
+    /// Blocks that hold addresses of these families' devices.
+    func heldAddresses(_ families: [AddressFamily]) -> [AddressFamily: [String]] {
+        var result: [AddressFamily: [String]] = [:]
+        for family in families {
+            let handle = AddressAllocation.handle(options.node, family)
+            let blocks = inventory.cluster.blocks.values.filter { $0.deviceAddresses[handle] != nil }
+            if !blocks.isEmpty { result[family] = blocks.map(\.name).sorted() }
         }
+        return result
     }
 
     /// Whether this node encrypts, and how, for its Node.
@@ -86,29 +95,5 @@ extension NodeController {
         return inventory.cluster.blocks.values.filter {
             $0.cidr.family == family && ($0.affinity == options.node || $0.deviceAddresses[handle] != nil)
         }.sorted { $0.name < $1.name }
-    }
-
-    /// An address of an own affine block with Calico's IPAM, else the node's own.
-    private func allocateAddress(_ family: AddressFamily, _ plan: NodePlan) async throws -> IPAddress? {
-        if let address = publishedAddress(family, plan) { return address }
-        guard !usesNodeAddress(plan) else { return nil }
-        let node = options.node
-        for block in ownBlocks(family) where block.affinity == node {
-            let updated = try await datastore.update(ResourceKey(.ipamBlock, block.name)) { current in
-                guard let current, AddressAllocation.find(in: current, node: node, family: family) == nil else {
-                    return current
-                }
-                return AddressAllocation.allocate(in: current, node: node, family: family)?.block ?? current
-            }
-            if let updated, let address = AddressAllocation.find(in: updated, node: node, family: family) {
-                logger.info("address is taken", metadata: ["address": "\(address)", "block": "\(block.cidr)"])
-                return address
-            }
-        }
-        throw ProblemsError(
-            Problem(
-                resource: "Node/\(node)", field: "IPAMBlock",
-                message: "has no block with a free \(family) address for its WireGuard device",
-                remedy: "give the node a block with a free address"))
     }
 }

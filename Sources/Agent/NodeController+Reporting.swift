@@ -4,6 +4,7 @@ internal import BPF
 internal import DataplaneMaps
 internal import Datastore
 internal import DesiredState
+internal import FlowExport
 internal import Logging
 internal import Model
 internal import Netlink
@@ -28,6 +29,34 @@ extension NodeController {
         guard report != lastReport else { return }
         let waiting = report
         if (try? await statusWriter.write(waiting)) != nil { lastReport = waiting }
+    }
+
+    /// What the node's services cannot do; the data plane goes on without them.
+    func serviceProblems() -> [Problem] {
+        var problems = audit.result.problems
+        if let dashboardFailure, let address = inForce?.dashboard.address, !address.isEmpty {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.dashboardAddress", value: address,
+                    message: "is not served (\(dashboardFailure))",
+                    remedy: "it is tried again; free the port, mend the files, or set another address or None"))
+        }
+        let export = flows.exporter.state
+        if export.state == "failing" {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.flowExportCollector",
+                    value: export.collector, message: "takes no flow records (\(export.reason)); they wait",
+                    remedy: "it is tried again; is the collector up, and may this node reach it?"))
+        }
+        if !export.fileReason.isEmpty {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.flowExportFile",
+                    value: inForce?.flowExport.file ?? "", message: "takes no flow records (\(export.fileReason))",
+                    remedy: "make room, or set another path"))
+        }
+        return problems
     }
 
     func report(problems: [Problem], plan: NodePlan?) async {

@@ -41,6 +41,7 @@ extension NodeController {
             mode.mode == .ebpf, let backend, steering != nil, unsettled.isEmpty, inventory.isReady
         else { return nil }
         let changes = takeWorkloadChanges()
+        if !changes.isEmpty { statistics.noteWorkloads(addresses: changes.count) }
         steering?.noteWorkloads(changes.keys)
         var families: Set<AddressFamily> = []
         for (family, state) in self.families where state.device != nil {

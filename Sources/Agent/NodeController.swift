@@ -69,7 +69,7 @@ public actor NodeController {
     let flows: FlowKeeper
     let audit: AuditKeeper
     /// Why the dashboard cannot be served where it is to be.
-    private var dashboardFailure: String?
+    private(set) var dashboardFailure: String?
     /// Of problems with pods' addresses, those that were told.
     var problemsVersion: Int?
     /// Names by address, and the content that they were made of.
@@ -142,7 +142,7 @@ public actor NodeController {
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
-    let publication: Publication
+    let publisher: Publisher
     let lookAhead = LookAhead()
     let statusWriter: StatusWriter
     /// What this pass has seen before it began.
@@ -161,7 +161,7 @@ public actor NodeController {
         self.statistics = statistics
         flows = FlowKeeper(options: options, statistics: statistics, logger: logger)
         audit = AuditKeeper(options, logger: logger)
-        publication = Publication(node: options.node, datastore: datastore, logger: logger)
+        publisher = Publisher(Publication(node: options.node, datastore: datastore, logger: logger))
         statusWriter = StatusWriter(runDirectory: options.runDirectory)
         self.datastore = datastore
         self.logger = logger
@@ -219,38 +219,14 @@ public actor NodeController {
     /// Compares WireGuard's counters with the programs'.
     func lookAtAudit() async { await audit.look(lastReport) }
 
-    func note(dashboard failure: String?) { dashboardFailure = failure }
+    /// What the publisher has to say.
+    func publicationChanged() { wholePassDue = .now }
 
-    /// What the node's services cannot do; the data plane goes on without them.
-    private func serviceProblems() -> [Problem] {
-        var problems = audit.result.problems
-        if let dashboardFailure, let address = inForce?.dashboard.address, !address.isEmpty {
-            problems.append(
-                Problem(
-                    .warning, resource: "DataplaneConfiguration", field: "spec.dashboardAddress", value: address,
-                    message: "is not served (\(dashboardFailure))",
-                    remedy: "it is tried again; free the port, mend the files, or set another address or None"))
-        }
-        let export = flows.exporter.state
-        if export.state == "failing" {
-            problems.append(
-                Problem(
-                    .warning, resource: "DataplaneConfiguration", field: "spec.flowExportCollector",
-                    value: export.collector, message: "takes no flow records (\(export.reason)); they wait",
-                    remedy: "it is tried again; is the collector up, and may this node reach it?"))
-        }
-        if !export.fileReason.isEmpty {
-            problems.append(
-                Problem(
-                    .warning, resource: "DataplaneConfiguration", field: "spec.flowExportFile",
-                    value: inForce?.flowExport.file ?? "", message: "takes no flow records (\(export.fileReason))",
-                    remedy: "make room, or set another path"))
-        }
-        return problems
-    }
+    func note(dashboard failure: String?) { dashboardFailure = failure }
 
     /// One pass. Returns how long to wait, at most, until the next.
     func reconcile() async -> Duration {
+        if let next = changeWorkloads() { return next }
         let began = monotonicNanoseconds()
         defer {
             // A pass over a large cluster leaves much behind.
@@ -260,7 +236,6 @@ public actor NodeController {
                 work: lastReport?.work ?? StatusReport.Work())
         }
         lastPassFailed = false
-        if let next = changeWorkloads() { return next }
         // What changes from now on is another pass's.
         wholePassDue = .now + Self.auditPeriod
         sight = await lookAround()

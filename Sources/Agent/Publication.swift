@@ -74,15 +74,11 @@ struct Publication: Sendable {
         }
     }
 
-    /// Gives the devices' addresses of families back.
-    func release(_ families: [AddressFamily], _ blocks: some Sequence<IPAMBlockResource>) async throws {
+    /// Gives the address of a family's device back.
+    func release(_ family: AddressFamily, _ block: String) async throws {
         let node = node
-        for block in blocks {
-            for family in families where block.deviceAddresses[AddressAllocation.handle(node, family)] != nil {
-                try await datastore.update(ResourceKey(.ipamBlock, block.name)) { current in
-                    current.map { AddressAllocation.release(in: $0, node: node, family: family) ?? $0 }
-                }
-            }
+        try await datastore.update(ResourceKey(.ipamBlock, block)) { current in
+            current.map { AddressAllocation.release(in: $0, node: node, family: family) ?? $0 }
         }
     }
 
@@ -95,7 +91,11 @@ struct Publication: Sendable {
             none.updateValue(nil, forKey: NodeAnnotation.listeningPort(family))
         }
         try await write(none, nil, snapshot.manifests[ResourceKey(.node, node)])
-        let blocks = ClusterState(snapshot.manifests(of: .ipamBlock)).blocks.values
-        try await release(AddressFamily.allCases, blocks)
+        for block in ClusterState(snapshot.manifests(of: .ipamBlock)).blocks.values {
+            for family in AddressFamily.allCases
+            where block.deviceAddresses[AddressAllocation.handle(node, family)] != nil {
+                try await release(family, block.name)
+            }
+        }
     }
 }

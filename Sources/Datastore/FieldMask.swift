@@ -41,6 +41,19 @@ public indirect enum FieldMask: Sendable {
         ]),
     ])
 
+    /// A value with these fields only; what has another type than it should is kept.
+    public func applied(to value: ManifestValue) -> ManifestValue {
+        switch (self, value) {
+        case (.fields(let masks), .object(let fields)):
+            .object(
+                fields.reduce(into: [:]) { result, field in
+                    if let mask = masks[field.key] { result[field.key] = mask.applied(to: field.value) }
+                })
+        case (.each(let mask), .array(let values)): .array(values.map { mask.applied(to: $0) })
+        default: value
+        }
+    }
+
     /// A decoder of JSON whose values of `MaskedValue` keep these fields only.
     public func decoder() -> JSONDecoder {
         let decoder = JSONDecoder()

@@ -35,22 +35,29 @@ struct KindWatcher: Sendable {
         var backoff = Backoff()
         var version: String?
         var lastVersion: String?
+        /// How many there are, as far as was told.
+        var count = 0
         var mayHaveGoneBack = false
         var absences = 0
         while !Task.isCancelled {
             let generation = client.generation
             do {
-                let from: String
-                if let version { from = version } else { from = try await list(atLeast: lastVersion) }
-                version = from
-                lastVersion = from
-                if mayHaveGoneBack, try await hasGoneBack(behind: from) { throw Expired() }
+                // A node's own pods are few, and listed after each break.
+                if mayHaveGoneBack, podsOf != nil { version = nil }
+                if version == nil {
+                    (version, count) = try await list(atLeast: lastVersion)
+                } else if let version, mayHaveGoneBack, try await isOther(than: version, count) {
+                    throw Expired()
+                }
+                lastVersion = version
                 mayHaveGoneBack = false
                 absences = 0
                 await health.succeeded(part)
                 let began = ContinuousClock.now
                 defer { if ContinuousClock.now - began > .seconds(5) { backoff.succeeded() } }
-                try await watch(&version)
+                try await watch(&version, &count)
+                // The next one may be another's, with another's content.
+                mayHaveGoneBack = true
                 // A server that ends watches at once is going.
                 if ContinuousClock.now - began < .seconds(5) { await pause(backoff.next()) }
             } catch is CancellationError {
@@ -78,8 +85,8 @@ struct KindWatcher: Sendable {
                     (version, lastVersion) = (nil, nil)
                 }
                 // A kind in which nothing happens may have no bookmarks either: does the server answer otherwise?
-                if Self.isSilence(error), let from = version, let isBehind = try? await hasGoneBack(behind: from) {
-                    if isBehind { version = nil }
+                if Self.isSilence(error), let from = version, let isOther = try? await isOther(than: from, count) {
+                    if isOther { version = nil }
                     continue
                 }
                 // The client's own back-off would go up to a minute, and certificates may be others by now.
@@ -109,13 +116,18 @@ struct KindWatcher: Sendable {
         await health.succeeded(part)
     }
 
-    /// Whether the server is behind a version that it has told: it was restored from an older backup. A watch from the
-    /// future is silent, so this is asked after each break.
-    private func hasGoneBack(behind version: String) async throws -> Bool {
+    /// Whether the server has other content than it has told, so that a watch from there would be silent or miss what is
+    /// gone: it is behind a version that it has told, or has another number of objects, by a tenth at least. It was
+    /// restored from an older backup, or has lost its data and come as far again. Asked after each break.
+    private func isOther(than version: String, _ count: Int) async throws -> Bool {
         var request = KubernetesClient.Request(verb: "list", target: kind.plural, path: kind.listPath)
         request.query = selector + [(name: "limit", value: "1")]
         let page = try FieldMask.fields([:]).decoder().decode(ListPage.self, from: Data(try await client.send(request)))
-        return Self.isBehind(page.metadata.resourceVersion, version)
+        if Self.isBehind(page.metadata.resourceVersion, version) { return true }
+        let isWhole = page.metadata.continue?.isEmpty ?? true
+        guard podsOf == nil, let rest = page.metadata.remainingItemCount ?? (isWhole ? 0 : nil) else { return false }
+        let present = (page.items?.count ?? 0) + rest
+        return abs(present - count) * 10 > max(present, count)
     }
 
     /// Versions are etcd's revisions, and numbers (KEP 5504).
@@ -128,8 +140,8 @@ struct KindWatcher: Sendable {
 
     // MARK: List
 
-    /// Tells the whole list and returns its version. Nothing is told before its last page has come.
-    private func list(atLeast version: String?) async throws -> String {
+    /// Tells the whole list; returns its version, and how many there are. Nothing is told before its last page has come.
+    private func list(atLeast version: String?) async throws -> (version: String?, count: Int) {
         var changes = ResourceChanges()
         changes.whole = [kind]
         if kind == .pod { changes.podScope = podsOf == nil ? .all : .own }
@@ -152,7 +164,7 @@ struct KindWatcher: Sendable {
                 feed.post(changes)
                 logger.debug(
                     "listed", metadata: ["kind": "\(kind.rawValue)", "count": "\(changes.entries.count)"])
-                return page.metadata.resourceVersion ?? "0"
+                return (page.metadata.resourceVersion ?? "0", changes.entries.count)
             }
         } while true
     }
@@ -167,7 +179,7 @@ struct KindWatcher: Sendable {
 
     // MARK: Watch
 
-    private func watch(_ version: inout String?) async throws {
+    private func watch(_ version: inout String?, _ count: inout Int) async throws {
         let seconds = Int.random(in: 300...600)
         var request = KubernetesClient.Request(verb: "watch", target: kind.plural, path: kind.listPath)
         request.query =
@@ -177,14 +189,19 @@ struct KindWatcher: Sendable {
             ]
         let decoder = FieldMask.followed(kind).decoder()
         var last = version
-        defer { version = last }
+        var known = count
+        defer { (version, count) = (last, known) }
         try await client.stream(request, seconds: seconds) { bytes in
             let line = try decoder.decode(WatchLine.self, from: Data(bytes))
             let object = line.object.value
             var changes = ResourceChanges()
             switch line.type {
-            case .added, .modified: note(object.named(kind), in: &changes)
-            case .deleted: changes.remove(try Manifest(object.named(kind), origin: kind.rawValue).key)
+            case .added, .modified:
+                note(object.named(kind), in: &changes)
+                if line.type == .added { known += 1 }
+            case .deleted:
+                known -= 1
+                changes.remove(try Manifest(object.named(kind), origin: kind.rawValue).key)
             case .bookmark: if Self.isBehind(object.resourceVersion, last) { throw Expired() }
             case .error:
                 // Comes with HTTP status 200.

@@ -9,6 +9,8 @@ struct ListPage: Decodable {
     struct Metadata: Decodable {
         var resourceVersion: String?
         var `continue`: String?
+        /// Objects after this page, where there is no selector.
+        var remainingItemCount: Int?
     }
 
     var metadata: Metadata

@@ -29,7 +29,7 @@ public enum LabBenchmark {
     }
 
     /// A pod on a node, with an address and what a small pod has beside.
-    public static func pod(_ name: String, node: String, _ address: IPAddress) -> Manifest {
+    public static func pod(_ name: String, node: String, _ addresses: [IPAddress]) -> Manifest {
         LabResources.manifest(
             .pod, name, namespace: "default",
             [
@@ -38,8 +38,8 @@ public enum LabBenchmark {
                     "containers": .array([.object(["name": "main", "image": "lab.invalid/pod"])]),
                 ]),
                 "status": .object([
-                    "phase": "Running", "podIP": .string(address.description),
-                    "podIPs": .array([.object(["ip": .string(address.description)])]),
+                    "phase": "Running", "podIP": .string(addresses.first?.description ?? ""),
+                    "podIPs": .array(addresses.map { .object(["ip": .string($0.description)]) }),
                 ]),
             ])
     }
@@ -78,7 +78,7 @@ public enum LabBenchmark {
             for number in 1...max(1, nodes) where nodes > 0 { try await add(node(number)) }
             for number in 0..<pods {
                 let address = IPAddress(family: .ipv4, bits: 0x0a40_0000 + UInt128(number))
-                try await add(pod("bench-\(number)", node: "bench-\(number % max(1, nodes) + 1)", address))
+                try await add(pod("bench-\(number)", node: "bench-\(number % max(1, nodes) + 1)", [address]))
             }
             if !batch.isEmpty { try await writer.put(batch) }
         } catch {

@@ -3,6 +3,7 @@
 import ArgumentParser
 import Datastore
 import Foundation
+import KubernetesDatastore
 import Model
 
 struct DatastoreCommand: AsyncParsableCommand {
@@ -27,7 +28,8 @@ struct DatastoreCommand: AsyncParsableCommand {
             usage: "wgplane datastore copy FROM TO [options]",
             discussion: """
                 What a server adds by itself (uid, versions, times, managed fields) is left out. A resource that the
-                other datastore refuses is named, and the rest goes on; exit status 1 then.
+                other datastore refuses is named, and the rest goes on; exit status 1 then. Of Pods that come from an
+                API server only what wgplane reads is copied to a directory or etcd: their environment may hold secrets.
                 """)
 
         @Argument(help: "Location to read from.") var from: String
@@ -47,12 +49,12 @@ struct DatastoreCommand: AsyncParsableCommand {
 
         func run() async throws {
             let wanted = kinds.isEmpty ? Set(ResourceKind.allCases) : Set(kinds.map(\.kind))
-            let source = try await using(try DatastoreLocation.open(from, logger: quietLogger)) {
-                try await $0.read(wanted)
+            let (source, isCluster) = try await using(try DatastoreLocation.open(from, logger: quietLogger)) {
+                (try await $0.read(wanted), $0 is KubernetesDatastore)
             }
             guard source.isComplete else { throw ProblemsError(source.problems) }
             let result = try await using(try DatastoreLocation.open(to, logger: quietLogger)) { store in
-                try await write(source, to: store, wanted)
+                try await write(source, to: store, wanted, masksPods: isCluster && !(store is KubernetesDatastore))
             }
             if try !Output.structured(result, output.format) {
                 print(
@@ -65,15 +67,23 @@ struct DatastoreCommand: AsyncParsableCommand {
             if !result.failed.isEmpty { throw ExitCode(1) }
         }
 
+        private func kept(_ manifest: Manifest, _ masksPods: Bool) -> ManifestValue {
+            let content = manifest.content.withoutServerFields
+            guard manifest.key.kind == .pod, masksPods else { return content }
+            var kept = FieldMask.followed(.pod).applied(to: content)
+            for field in ["kind", "apiVersion"] { kept[[field]] = content[[field]] }
+            return kept
+        }
+
         private func write(
-            _ source: Snapshot, to store: any Datastore, _ kinds: Set<ResourceKind>
+            _ source: Snapshot, to store: any Datastore, _ kinds: Set<ResourceKind>, masksPods: Bool
         ) async throws -> Result {
             if !dryRun, let directory = store as? DirectoryDatastore { try await directory.create() }
             let present = dryRun || !(store is DirectoryDatastore) ? try? await store.read(kinds) : nil
             var result = Result()
             for manifest in source.manifests.values.sorted(by: { $0.key < $1.key }) {
-                let content = manifest.content.withoutServerFields
-                if let other = present?.manifests[manifest.key]?.content.withoutServerFields, other == content {
+                let content = kept(manifest, masksPods)
+                if let other = present?.manifests[manifest.key], kept(other, masksPods) == content {
                     result.unchanged.append(manifest.key.description)
                     continue
                 }

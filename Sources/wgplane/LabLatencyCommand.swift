@@ -78,7 +78,7 @@ struct LabLatencyCommand: AsyncParsableCommand {
         try await datastore.use { store in
             for number in 0..<count {
                 let address = IPAddress(family: .ipv4, bits: 0x0a30_0000 + 0xf000 + UInt128(number % 4000))
-                let pod = LabBenchmark.pod("latency-\(number)", node: owner, address)
+                let pod = LabBenchmark.pod("latency-\(number)", node: owner, [address])
                 var bare = pod.content
                 bare["status"] = nil
                 let first = bare

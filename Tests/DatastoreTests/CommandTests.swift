@@ -108,6 +108,10 @@ struct CommandTests {
                 let node = second.manifests[ResourceKey(.node, "n1")]
                 #expect(node?.annotations["projectcalico.org/IPv4Address"] == "10.0.0.1/24")
                 #expect(node?.content[["metadata", "uid"]] == nil && node?.content[["status", "addresses"]] != nil)
+                // Of a pod that ran only what wgplane reads: its containers' environment may hold secrets.
+                let pod = second.manifests[ResourceKey(.pod, "web")]?.content
+                #expect(pod?[["status", "podIP"]]?.stringValue == "10.48.1.1" && pod?["kind"]?.stringValue == "Pod")
+                #expect(pod?[["spec", "nodeName"]] != nil && pod?[["spec", "containers"]] == nil)
                 // A pod without containers is none to an API server.
                 try await first.put(Make.resource(.pod, "bare", ["spec": .object(["nodeName": "n1"])]), Make.node("n2"))
                 let words = try await wgplane(

@@ -107,7 +107,8 @@ struct WorkloadAddressesTests {
                     Make.node(node, "10.0.0.\(number)", key: Make.key(number), interface: interface), own: "n1")
             default:
                 if Bool.random(using: &generator) {
-                    changes.put(Make.pool(["10.48.0.0/16", "172.16.0.0/16"].randomElement(using: &generator) ?? ""), own: "n1")
+                    changes.put(
+                        Make.pool(["10.48.0.0/16", "172.16.0.0/16"].randomElement(using: &generator) ?? ""), own: "n1")
                 } else {
                     changes.remove(ResourceKey(.ipPool, "pool"))
                 }
