@@ -232,7 +232,7 @@ extension AuditKeeper.Result {
             Problem(
                 .warning, resource: "Audit", field: "peers", value: "\(stalls.count)",
                 message: "peers in all are sent to and do not answer",
-                remedy: "is this node's uplink whole, and UDP let through? see `wgplane peers` and `wgplane doctor`")
+                remedy: "is this node's uplink whole, and UDP let through? see `wgplane status` and `wgplane doctor`")
         ]
     }
 

@@ -79,8 +79,9 @@ extension NodeController {
         }
         guard var state = families[family], let device = state.device else { return isChanged }
         let (changes, stamped) = state.peers.changes(
-            device, peerPlans(family, plan), workloads: inventory.workloads?[family] ?? [:], keepAlive: plan.keepAlive,
-            now: .now)
+            device, peerPlans(family, plan), workloads: inventory.workloads?[family] ?? [:],
+            keepAlive: plan.keepAlive,
+            now: .now, mayRemove: isComplete)
         families[family]?.peers = state.peers
         if !changes.isEmpty {
             logger.debug("peers change", metadata: ["device": "\(device.name)", "changes": "\(changes.count)"])

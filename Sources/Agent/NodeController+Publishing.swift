@@ -31,8 +31,11 @@ extension NodeController {
             annotations: wantedAnnotations(), condition: condition(plan), node: inventory.ownNode)
         for family in families.keys.sorted() where families[family]?.drainingUntil == nil && !unsettled.contains(family)
         {
-            guard families[family]?.address == nil else { continue }
-            if let address = publishedAddress(family, plan) ?? publisher.takeAddress(family) {
+            let published = publishedAddress(family, plan)
+            if families[family]?.address == nil { families[family]?.address = published }
+            guard published == nil, isComplete || families[family]?.address == nil else { continue }
+            // One that no block holds may be a pod's soon.
+            if let address = publisher.takeAddress(family) {
                 families[family]?.address = address
             } else if !usesNodeAddress(plan) {
                 wish.lacking[family] = ownBlocks(family).filter { $0.affinity == options.node }.map(\.name)

@@ -18,11 +18,7 @@ extension NodeController {
     func reportWaiting() async {
         let state = datastoreState == "unavailable" ? datastoreState : "waiting"
         guard var report = earlier else {
-            let wasReady = datastoreState == "ready"
-            if wasReady { datastoreState = "waiting" }
-            await self.report(problems: [], plan: nil)
-            if wasReady { datastoreState = "ready" }
-            return
+            return await self.report(problems: [], plan: nil, datastoreState: state)
         }
         report.process = processIdentifier()
         report.datastoreState = state
@@ -59,7 +55,7 @@ extension NodeController {
         return problems
     }
 
-    func report(problems: [Problem], plan: NodePlan?) async {
+    func report(problems: [Problem], plan: NodePlan?, datastoreState word: String? = nil) async {
         let distinct = Set(problems)
         for problem in distinct.subtracting(lastProblems).sorted() {
             logger.log(
@@ -74,7 +70,7 @@ extension NodeController {
         var report = StatusReport(
             node: options.node, process: processIdentifier(),
             mode: mode.mode.rawValue, modeReason: mode.reason,
-            datastore: datastore.location, datastoreState: inventory.stale.isEmpty ? datastoreState : "stale",
+            datastore: datastore.location, datastoreState: word ?? (inventory.stale.isEmpty ? datastoreState : "stale"),
             routeSource: plan?.routeSource.rawValue ?? "", backend: backend?.kind.rawValue ?? "",
             attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
             steeringPathReason: path?.reason ?? "", attachments: attachments(),

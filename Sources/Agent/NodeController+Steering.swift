@@ -39,8 +39,7 @@ extension NodeController {
                 !devices.contains(facts.link(route.value)?.name ?? "") && pools.contains { $0.contains(route.key) }
             }.keys)
         result.preserved = isComplete ? unsettled : Set(AddressFamily.allCases)
-        var workloadFamilies = Set(guardedOnly(plan))
-        for family in workloadFamilies { addGuarded(family, plan, to: &result) }
+        for family in guardedOnly(plan) { addGuarded(family, plan, to: &result) }
         for (family, state) in families where !unsettled.contains(family) {
             guard let device = state.device else { continue }
             addPeers(family, state, plan[family], peerPlans(family, plan), device, to: &result)
@@ -51,14 +50,13 @@ extension NodeController {
                 case .node(let name): result.routes[cidr] = .peer(PeerSlotKey(node: name, family: family))
                 }
             }
-            workloadFamilies.insert(family)
             result.hooks += [Hook.toWireGuard, .fromWireGuard].map {
                 HookPoint(hook: $0, interface: device.interface, device: device.name, isEthernet: false)
             }
         }
         // With their owners as they are when it comes to that.
         if inventory.workloads != nil {
-            result.workloads = WorkloadRoutes(node: options.node, owners: [:], families: workloadFamilies)
+            result.workloads = WorkloadRoutes(node: options.node, owners: [:], families: routedFamilies(plan))
         }
         result.locals = facts.locals(pods: plan.pods, deviceAddresses: families.values.compactMap(\.address))
         if isStrict(plan) { result.guardPlan = guardPlan(plan) }
@@ -152,7 +150,7 @@ extension NodeController {
     /// Families that are switched on and have no device, for want of an underlay address or because
     /// it cannot be made: their pods' packets are promised all the same, so they are dropped in
     /// strict mode, else counted.
-    private func guardedOnly(_ plan: NodePlan) -> [AddressFamily] {
+    func guardedOnly(_ plan: NodePlan) -> [AddressFamily] {
         AddressFamily.allCases.filter {
             guard plan.settings.isEnabled($0) ?? promised.contains($0) else { return false }
             guard let state = families[$0] else { return true }

@@ -26,44 +26,60 @@ extension NodeController {
         let isCompared = ContinuousClock.now - lastAudit >= Self.auditPeriod
         let names = families.values.compactMap { $0.device?.name }
         guard !names.isEmpty else { return nil }
-        let before = peerChanges
+        touchedPeers = []
         var sight = await lookAhead.look(
             backend.kind, devices: names, isCompared ? steering?.maps.routes : nil)
         // What has changed meanwhile may have been seen before.
-        if peerChanges != before { sight.devices = [:] }
+        for state in families.values {
+            guard let device = state.device else { continue }
+            for key in touchedPeers where sight.devices[device.name]?.peers[key] != nil {
+                sight.devices[device.name]?.peers[key]?.allowedIPs = device.peers[key]?.allowedIPs ?? []
+            }
+        }
         return sight
+    }
+
+    /// Families whose pods are routed: those with a device, and those that are promised and have none.
+    func routedFamilies(_ plan: NodePlan) -> Set<AddressFamily> {
+        Set(guardedOnly(plan)).union(families.filter { $0.value.device != nil && !unsettled.contains($0.key) }.keys)
     }
 
     /// Returns how long to wait until the next pass; nil: this must be a whole one.
     func changeWorkloads() -> Duration? {
         guard ContinuousClock.now < wholePassDue, let workloads = inventory.workloads, let last = lastPlan,
             last.ingredients.version == inventory.version, last.ingredients.nodesVersion == workloads.nodesVersion,
-            mode.mode == .ebpf, let backend, steering != nil, unsettled.isEmpty, inventory.isReady
+            mode.mode == .ebpf, routing == nil, let backend, steering?.mayChangeWorkloads == true, unsettled.isEmpty,
+            inventory.isReady, families.values.allSatisfy({ $0.device != nil })
         else { return nil }
         let changes = takeWorkloadChanges()
-        if !changes.isEmpty { statistics.noteWorkloads(addresses: changes.count) }
+        guard !changes.isEmpty else { return max(.milliseconds(1), wholePassDue - .now) }
+        statistics.noteWorkloads(addresses: changes.count)
         steering?.noteWorkloads(changes.keys)
-        var families: Set<AddressFamily> = []
-        for (family, state) in self.families where state.device != nil {
-            families.insert(family)
-            do {
-                try changeAllowedIPs(family, last.plan, backend, changes)
-            } catch {
-                logger.warning("allowed IPs cannot be changed", metadata: ["error": "\(error)"])
-                wholePassDue = .now
-            }
+        do {
+            for family in families.keys { try changeAllowedIPs(family, last.plan, backend, changes) }
+        } catch {
+            // Routes lead nowhere else before that: the whole pass tells of it, and tries again.
+            logger.warning("allowed IPs cannot be changed", metadata: ["error": "\(error)"])
+            wholePassDue = .now
+            return nil
         }
-        // Of a family without a device only the programs tell.
-        guard families == Set(self.families.keys) else { return nil }
         steering?.changeWorkloads(
-            WorkloadRoutes(node: options.node, owners: workloads.owners, families: families),
+            WorkloadRoutes(node: options.node, owners: workloads.owners, families: routedFamilies(last.plan)),
             preserved: isComplete ? [] : Set(AddressFamily.allCases))
         if let retry = steering?.nextRetry { wholePassDue = min(wholePassDue, retry) }
         // What the second lock and the report have of them may come a moment later.
-        if strictInForce || workloads.problemsVersion != problemsVersion {
+        if concernsGuard(changes.keys, last.plan) || workloads.problemsVersion != problemsVersion {
             wholePassDue = min(wholePassDue, .now + .seconds(1))
         }
         return max(.milliseconds(1), wholePassDue - .now)
+    }
+
+    /// Whether the second lock holds some of these by themselves.
+    private func concernsGuard(_ addresses: some Sequence<IPAddress>, _ plan: NodePlan) -> Bool {
+        guard strictInForce else { return false }
+        let pools = AddressFamily.allCases.flatMap { plan[$0].pools }
+        return AddressFamily.allCases.contains { !plan[$0].exempt.isEmpty }
+            || addresses.contains { address in !pools.contains { $0.contains(address) } }
     }
 
     private func changeAllowedIPs(
@@ -77,7 +93,7 @@ extension NodeController {
             nodes.formUnion([before, workloads.node(of: address)].compactMap { $0 })
         }
         let changes = state.peers.allowedIPChanges(
-            device, peerPlans(family, plan), workloads: workloads[family], of: nodes)
+            device, peerPlans(family, plan), workloads: workloads[family], of: nodes, mayRemove: isComplete)
         guard !changes.isEmpty else { return }
         try backend.apply(DeviceChange(peers: changes), to: device.name)
         peerChanges += changes.count
@@ -87,7 +103,9 @@ extension NodeController {
                 continue
             }
             families[family]?.device?.peers[key]?.allowedIPs.remove(cidr)
+            touchedPeers.insert(key)
         }
+        touchedPeers.formUnion(changes.map(\.publicKey))
         for change in changes {
             families[family]?.device?.peers[change.publicKey]?.allowedIPs.formUnion(change.allowedIPs)
             families[family]?.device?.peers[change.publicKey]?.allowedIPs.subtract(change.removedAllowedIPs)

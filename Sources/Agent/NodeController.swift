@@ -34,6 +34,10 @@ public actor NodeController {
     var remembered: ResourceCache.Head?
     /// The last plan, and what it was made of.
     private(set) var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
+    /// Whether all was known when it was made.
+    private var planIsComplete = false
+    /// Peers whose allowed IPs have changed since the last look at the devices began.
+    var touchedPeers: Set<PublicKey> = []
     /// When the next whole pass is due, whatever changes; see `changeWorkloads`.
     var wholePassDue = ContinuousClock.now
     var datastoreState = "waiting"
@@ -212,7 +216,9 @@ public actor NodeController {
     func takeWorkloadChanges() -> [IPAddress: String?] { inventory.takeWorkloadChanges() }
 
     /// Whether all that the plan is made of is known: only then may be taken away what it does not name.
-    var isComplete: Bool {
+    var isComplete: Bool { planIsComplete && isInventoryComplete }
+
+    private var isInventoryComplete: Bool {
         inventory.isComplete && (lastPlan?.plan.routeSource != .workloadIPs || inventory.podScope == .all)
     }
 
@@ -251,13 +257,15 @@ public actor NodeController {
             await reportWaiting()
             return Self.auditPeriod
         }
-        noteWorkloads()
         var problems = inventory.problems + staleProblems()
         var plan = makePlan()
         if plan.settings.massDeletion == .apply, !inventory.held.isEmpty {
             inventory.apply(ResourceChanges(), acceptsMassDeletion: true)
             plan = makePlan()
         }
+        // What comes while the pass goes on does not make an older plan complete.
+        planIsComplete = isInventoryComplete
+        noteWorkloads()
         if plan.routeSource == .workloadIPs { feed.podScope = .all }
         problems += plan.problems + (inventory.workloads?.problems(inventory.cluster) ?? [])
         problemsVersion = inventory.workloads?.problemsVersion

@@ -133,11 +133,13 @@ struct PeerTable: Sendable {
         }
     }
 
-    /// What makes the device carry the plan, and with it addresses by node. Nothing is taken from a peer before the one
+    /// What makes the device carry the plan, and with it addresses by node. `mayRemove`: the plan is complete, so that what
+    /// it does not name is to go. Nothing is taken from a peer before the one
     /// that gets it has it.
     mutating func changes(
         _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>] = [:], keepAlive: UInt16,
-        now: ContinuousClock.Instant
+        now: ContinuousClock.Instant,
+        mayRemove: Bool = true
     ) -> (changes: [PeerChange], stamped: [PublicKey: Endpoint]) {
         var result: [PeerChange] = []
         var stamped = stampedEndpoints
@@ -172,13 +174,14 @@ struct PeerTable: Sendable {
                 if !isNothing { result.append(change) }
             }
         }
-        return (result + moves.removals, stamped)
+        return (result + (mayRemove ? moves.removals : []), stamped)
     }
 
     /// The same of some nodes' allowed IPs alone, where all else is as it should be: who gives and who gets is among
     /// them.
     func allowedIPChanges(
-        _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>], of nodes: Set<String>
+        _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>], of nodes: Set<String>,
+        mayRemove: Bool = true
     ) -> [PeerChange] {
         var result: [PeerChange] = []
         var moves = AllowedIPMoves()
@@ -189,7 +192,7 @@ struct PeerTable: Sendable {
             change.allowedIPs = moves.note(key, present.allowedIPs, peer.allowedIPs, workloads[node] ?? [])
             if !change.allowedIPs.isEmpty { result.append(change) }
         }
-        return result + moves.removals
+        return result + (mayRemove ? moves.removals : [])
     }
 
     /// Allowed IPs that peers get and lose.
@@ -235,14 +238,17 @@ struct PeerTable: Sendable {
     /// peer is made anew, which begins another at once.
     private mutating func keysToBeginAgain(_ device: DeviceState, _ now: ContinuousClock.Instant) -> Set<PublicKey> {
         attempts = attempts.filter { waitingSince[$0.key] != nil && !ready.contains($0.key) }
-        let result = keysDueAgain(device, now)
-        for key in result { attempts[key, default: 0] += 1 }
-        return result
+        let due = keysDueAgain(device, now)
+        for key in due { attempts[key, default: 0] += 1 }
+        guard due.count > Self.beginAgainLimit else { return due }
+        // Where many wait they are away, or there is too much to do: those that have come last are begun again.
+        let latest = due.sorted { (waitingSince[$0] ?? now, $0) > (waitingSince[$1] ?? now, $1) }
+        return Set(latest.prefix(Self.beginAgainLimit))
     }
 
     private func keysDueAgain(_ device: DeviceState, _ now: ContinuousClock.Instant) -> Set<PublicKey> {
         guard let own = device.publicKey else { return [] }
-        let due = Set(
+        return Set(
             waitingSince.filter { key, since in
                 guard own < key || replaced.contains(key), !ready.contains(key), device.peers[key] != nil else {
                     return false
@@ -251,8 +257,6 @@ struct PeerTable: Sendable {
                 let attempt = attempts[key] ?? 0
                 return attempt < Self.beginAgain.count && now - since >= Self.beginAgain[attempt]
             }.keys)
-        // Where many wait they are away, or there is too much to do: no more is to be begun.
-        return due.count > Self.beginAgainLimit ? [] : due
     }
 
     /// Whether `changes` would make a peer anew: look at the device once more before, for the handshake may

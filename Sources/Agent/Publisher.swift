@@ -64,35 +64,50 @@ final class Publisher: Sendable {
         var notBefore = ContinuousClock.now
         var failed: Wish?
         for await _ in merge(signals, retries) {
-            guard let wish = state.withLock({ $0.wish }), wish != fulfilled else { continue }
+            guard let wish = state.withLock({ $0.wish }) else { continue }
+            if wish == fulfilled {
+                // What failed since was another wish, and nobody's any more.
+                if clearProblems() { await changed() }
+                continue
+            }
             if wish == failed, ContinuousClock.now < notBefore { continue }
-            do {
-                let addresses = try await publication.fulfil(wish)
+            let (addresses, error) = await publication.fulfil(wish, mayRelease: isReleased)
+            let problems = error.map { [NodeController.problem(of: $0)] } ?? []
+            if error == nil {
                 (fulfilled, failed) = (wish, nil)
                 backoff.succeeded()
-                let isNews = state.withLock { state in
-                    defer { state.problems = [] }
-                    state.addresses.merge(addresses) { $1 }
-                    return !addresses.isEmpty || !state.problems.isEmpty
-                }
-                if isNews { await changed() }
-            } catch {
-                let problem = NodeController.problem(of: error)
+            } else {
                 failed = wish
                 notBefore = .now + backoff.next()
-                let isNews = state.withLock { state in
-                    defer { state.problems = [problem] }
-                    return state.problems != [problem]
-                }
-                if isNews { await changed() }
             }
+            let isNews = state.withLock { state in
+                defer { state.problems = problems }
+                state.addresses.merge(addresses) { $1 }
+                return !addresses.isEmpty || state.problems != problems
+            }
+            if isNews { await changed() }
+        }
+    }
+
+    /// Whether the latest wish gives a block's address back.
+    private func isReleased(_ family: AddressFamily, _ block: String) -> Bool {
+        state.withLock { $0.wish?.releases[family]?.contains(block) == true }
+    }
+
+    /// Whether there were any.
+    private func clearProblems() -> Bool {
+        state.withLock { state in
+            defer { state.problems = [] }
+            return !state.problems.isEmpty
         }
     }
 }
 
 extension Publication {
-    /// Returns the addresses that were taken.
-    func fulfil(_ wish: Publisher.Wish) async throws -> [AddressFamily: IPAddress] {
+    /// Returns the addresses that were taken, and what failed last. `mayRelease`: it is wished at that moment.
+    func fulfil(
+        _ wish: Publisher.Wish, mayRelease: (AddressFamily, String) -> Bool
+    ) async -> (addresses: [AddressFamily: IPAddress], failure: (any Error)?) {
         var addresses: [AddressFamily: IPAddress] = [:]
         var failure: (any Error)?
         for (family, blocks) in wish.lacking.sorted(by: { $0.key < $1.key }) {
@@ -102,12 +117,16 @@ extension Publication {
                 failure = error
             }
         }
-        try await write(wish.annotations, wish.condition, wish.node)
-        for (family, blocks) in wish.releases.sorted(by: { $0.key < $1.key }) {
-            for block in blocks { try await release(family, block) }
+        do {
+            try await write(wish.annotations, wish.condition, wish.node)
+            for (family, blocks) in wish.releases.sorted(by: { $0.key < $1.key }) {
+                // Since then the address may be in use again.
+                for block in blocks where mayRelease(family, block) { try await release(family, block) }
+            }
+        } catch {
+            failure = error
         }
-        if let failure { throw failure }
-        return addresses
+        return (addresses, failure)
     }
 
     /// An address of one of the node's blocks.

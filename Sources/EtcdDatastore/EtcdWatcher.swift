@@ -110,13 +110,12 @@ struct EtcdWatcher: Sendable {
         changes.whole = Set(ResourceKind.allCases)
         changes.podScope = scope
         var unreadable: [ResourceKey: Problem] = [:]
-        let node = Data(feed.node.utf8)
+        let (node, bound) = (Data(feed.node.utf8), Data("\"nodeName\"".utf8))
         let pages = EtcdPages(client: client, prefix: EtcdLayout.prefix, size: pageSize)
         let (revision, cluster) = try await pages.read { key, value in
-            // What a list does not name is gone, so another node's pods need not be read.
-            guard scope == .all || EtcdLayout.resource(key)?.kind != .pod || value.range(of: node) != nil else {
-                return
-            }
+            // What a list does not name is gone, so pods that are bound to another node need not be read.
+            let isPod = scope == .own && EtcdLayout.resource(key)?.kind == .pod
+            if isPod, value.range(of: bound) != nil, value.range(of: node) == nil { return }
             note(key, value, in: &changes, &unreadable)
         }
         tell(unreadable, in: &changes)

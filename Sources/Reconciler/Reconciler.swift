@@ -76,6 +76,11 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
         return gone
     }
 
+    /// Forgets that these have failed, of those that are not in place.
+    public mutating func forgetFailures(_ keys: some Sequence<Key>) {
+        for key in keys where applied[key] == nil { failures[key] = nil }
+    }
+
     /// What failed last, by key.
     public var errors: [Key: String] { failures.mapValues(\.message) }
 

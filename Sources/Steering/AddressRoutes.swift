@@ -37,6 +37,10 @@ struct AddressRoutes: Sendable {
     private var families: Set<AddressFamily> = []
     private var changed: Set<IPAddress> = []
     private var mustCompare = true
+    /// Whether they are gone is to be seen when all is known.
+    private var postponed: Set<IPAddress> = []
+    /// The plan's own are known.
+    private(set) var isSet = false
 
     /// Takes what is in the map.
     mutating func adopt(_ actual: [IPAddress: UInt32]) {
@@ -59,7 +63,7 @@ struct AddressRoutes: Sendable {
         for (address, slot) in new where fixed[address] != slot { changed.insert(address) }
         for address in fixed.keys where new[address] == nil { changed.insert(address) }
         if newFamilies != families { mustCompare = true }
-        (fixed, families) = (new, newFamilies)
+        (fixed, families, isSet) = (new, newFamilies, true)
     }
 
     /// Makes the map what it should be. What is there of `preserved` families and has no target stays.
@@ -87,19 +91,22 @@ struct AddressRoutes: Sendable {
         }
         mustCompare = false
         changed.formUnion(routes.errors.keys)
+        changed.formUnion(postponed)
+        postponed = []
         var wanted: [IPAddress: UInt32] = [:]
         var gone: [IPAddress] = []
         for address in changed {
             if let slot = slot(address, owners[address]) {
                 wanted[address] = slot
             } else if preserved.contains(address.family) {
-                // Whether it is really gone is to be seen.
-                mustCompare = true
+                if routes.applied[address] != nil { postponed.insert(address) }
             } else {
                 gone.append(address)
             }
         }
         changed = []
+        // One that was never there need not be tried again.
+        routes.forgetFailures(routes.errors.keys.filter { wanted[$0] == nil })
         // A change raises the generation of the slots that covered the address before and after it.
         routes.update(to: wanted) { address, slot in
             let before = try maps.routes.slot(of: address)

@@ -141,7 +141,7 @@ public struct EBPFSteering: SteeringBackend {
 
     private mutating func prepareSlots(_ plan: SteeringPlan, _ problems: inout [Problem]) throws {
         guard plan.peers != preparedPeers else { return }
-        preparedPeers = nil
+        (preparedPeers, endpointPeers) = (nil, nil)
         var isWhole = true
         for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
             let owner = SlotOwner(node: key.node, family: key.family, publicKey: peer.publicKey)
@@ -251,8 +251,9 @@ public struct EBPFSteering: SteeringBackend {
                 }
             if cidr.isHost { single[cidr.address] = UInt32(slot) } else { wanted[cidr] = slot }
         }
-        for (cidr, route) in routes.applied where plan.preserved.contains(cidr.family) && wanted[cidr] == nil {
-            wanted[cidr] = route.slot
+        // A pool's word is none against a node's.
+        for (cidr, route) in routes.applied where plan.preserved.contains(cidr.family) {
+            if wanted[cidr] ?? DestinationSlot.pool == DestinationSlot.pool { wanted[cidr] = route.slot }
         }
         let table = maps
         let placed = RouteLayout.place(wanted, blockLengths: config?.blockLengths ?? [:])
@@ -278,7 +279,10 @@ public struct EBPFSteering: SteeringBackend {
     /// Takes in that pods' addresses have other nodes; `apply` or `changeWorkloads` makes it so.
     public mutating func noteWorkloads(_ addresses: some Sequence<IPAddress>) { self.addresses.note(addresses) }
 
-    /// Makes the routes of pods' addresses what they should be, where all else is as the last `apply` has left it.
+    /// Whether a plan has been applied, without which it is not known what is whose.
+    public var mayChangeWorkloads: Bool { addresses.isSet }
+
+    /// Makes the routes of pods' addresses what they should be, beside the plan's own as the last `apply` had them.
     public mutating func changeWorkloads(_ workloads: WorkloadRoutes, preserved: Set<AddressFamily>) {
         addresses.apply(workloads, slots, maps, preserved: preserved)
     }

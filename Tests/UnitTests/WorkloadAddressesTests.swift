@@ -170,6 +170,9 @@ struct WorkloadAddressesTests {
         #expect(changes.map(\.publicKey) == [two, one])
         #expect(changes.first?.allowedIPs == [try cidr("10.48.0.1/32"), try cidr("10.48.0.5/32")])
         #expect(changes.last?.removedAllowedIPs == [try cidr("10.48.0.2/32")], "what another gets is not taken")
+        let incomplete = table.allowedIPChanges(
+            device, plan, workloads: workloads, of: ["n2", "n3"], mayRemove: false)
+        #expect(incomplete.map(\.publicKey) == [two], "what is not known to be gone is not taken")
         #expect(changes.allSatisfy { $0.updateOnly && !$0.replaceAllowedIPs && $0.endpoint == nil })
     }
 }
