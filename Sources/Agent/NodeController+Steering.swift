@@ -33,7 +33,7 @@ extension NodeController {
         result.config.oldFirewallMark = formerMark?.mark ?? 0
         configure(&result.config, plan)
         result.routing = routingPlan(plan)
-        let pools = plan.ipv4.routes.merging(plan.ipv6.routes) { own, _ in own }.filter { $0.value == .pool }.keys
+        let pools = plan.ipv4.pools + plan.ipv6.pools
         result.routing?.localAddresses = Set(
             facts.hostRoutes.filter { route in
                 !devices.contains(facts.link(route.value)?.name ?? "") && pools.contains { $0.contains(route.key) }

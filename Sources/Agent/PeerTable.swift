@@ -134,8 +134,7 @@ struct PeerTable: Sendable {
     }
 
     /// What makes the device carry the plan, and with it addresses by node. `mayRemove`: the plan is complete, so that what
-    /// it does not name is to go. Nothing is taken from a peer before the one
-    /// that gets it has it.
+    /// it does not name is to go. Nothing is taken from a peer before the one that gets it has it.
     mutating func changes(
         _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>] = [:], keepAlive: UInt16,
         now: ContinuousClock.Instant,

@@ -57,7 +57,7 @@ public struct FamilyPlan: Sendable, Hashable {
 
 extension FamilyPlan {
     /// In no order.
-    public var pools: [CIDR] { routes.filter { $0.value == .pool }.map(\.key) }
+    public var pools: [CIDR] { routes.compactMap { $0.value == .pool ? $0.key : nil } }
 
     /// Adds pods' addresses, by node.
     fileprivate mutating func fold(_ addresses: [String: Set<CIDR>], node: String) {

@@ -65,8 +65,6 @@ public struct WorkloadAddresses: Sendable {
         return changes
     }
 
-    public var hasChanges: Bool { !changes.isEmpty }
-
     /// Claims that are not met. `cluster` has the pods.
     public func problems(_ cluster: ClusterState) -> [Problem] {
         var result: [Problem] = []

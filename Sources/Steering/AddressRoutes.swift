@@ -19,9 +19,7 @@ public struct WorkloadRoutes: Sendable {
         self.families = families
     }
 
-    /// Nil: nobody has it.
-    public subscript(address: IPAddress) -> SteeringTarget? { owners[address].flatMap { target(address, $0) } }
-
+    /// Where an address leads that this pod has; nil: that is not known now.
     func target(_ address: IPAddress, _ owner: SharedPod) -> SteeringTarget? {
         guard families.contains(address.family) else { return nil }
         let name = owner.pod.node
@@ -107,19 +105,26 @@ struct AddressRoutes: Sendable {
         changed = []
         // One that was never there need not be tried again.
         routes.forgetFailures(routes.errors.keys.filter { wanted[$0] == nil })
-        // A change raises the generation of the slots that covered the address before and after it.
-        routes.update(to: wanted) { address, slot in
-            let before = try maps.routes.slot(of: address)
-            try maps.routes.update(CIDR(host: address), slot: Int(slot))
-            maps.destinations.raiseGeneration(before)
-            if slot != before { maps.destinations.raiseGeneration(Int(slot)) }
-        }
-        routes.remove(gone) { address in
-            let before = try maps.routes.slot(of: address)
-            try maps.routes.delete(CIDR(host: address))
-            let after = try maps.routes.slot(of: address)
-            maps.destinations.raiseGeneration(before)
-            if after != before { maps.destinations.raiseGeneration(after) }
-        }
+        routes.update(to: wanted) { try maps.setRoute(CIDR(host: $0), PlacedRoute(slot: Int($1), place: .address)) }
+        routes.remove(gone) { try maps.removeRoute(CIDR(host: $0)) }
+    }
+}
+
+/// A change raises the generation of the slots that covered the prefix before and after it: their flows look up once
+/// more, nobody else's.
+extension NodeMaps {
+    func setRoute(_ cidr: CIDR, _ route: PlacedRoute) throws {
+        let before = try routes.slot(covering: cidr)
+        try routes.update(cidr, slot: route.slot, place: route.place)
+        destinations.raiseGeneration(before)
+        if route.slot != before { destinations.raiseGeneration(route.slot) }
+    }
+
+    func removeRoute(_ cidr: CIDR) throws {
+        let before = try routes.slot(covering: cidr)
+        try routes.delete(cidr)
+        let after = try routes.slot(covering: cidr)
+        destinations.raiseGeneration(before)
+        if after != before { destinations.raiseGeneration(after) }
     }
 }

@@ -258,22 +258,9 @@ public struct EBPFSteering: SteeringBackend {
         let table = maps
         let placed = RouteLayout.place(wanted, blockLengths: config?.blockLengths ?? [:])
         addresses.set(fixed: single, families: plan.workloads?.families ?? [])
-        // A change raises the generation of the slots that covered the prefix before
-        // and after it: their flows look up once more, nobody else's.
-        routes.update(to: placed) { cidr, route in
-            let before = try table.routes.slot(covering: cidr)
-            try table.routes.update(cidr, slot: route.slot, place: route.place)
-            table.destinations.raiseGeneration(before)
-            if route.slot != before { table.destinations.raiseGeneration(route.slot) }
-        }
+        routes.update(to: placed) { try table.setRoute($0, $1) }
         addresses.apply(plan.workloads, slots, table, preserved: plan.preserved)
-        routes.prune(to: placed) { cidr in
-            let before = try table.routes.slot(covering: cidr)
-            try table.routes.delete(cidr)
-            let after = try table.routes.slot(covering: cidr)
-            table.destinations.raiseGeneration(before)
-            if after != before { table.destinations.raiseGeneration(after) }
-        }
+        routes.prune(to: placed) { try table.removeRoute($0) }
     }
 
     /// Takes in that pods' addresses have other nodes; `apply` or `changeWorkloads` makes it so.
