@@ -194,13 +194,21 @@ struct DeviceTests {
             ] {
                 let done = try await Cluster.execute(lab, "node1", command.split(separator: " ").map(String.init))
                 #expect(done.status == 0, "\(command): \(done.output)")
-                try await lab.wait("mended: \(command)", within: .seconds(25)) {
-                    guard var now = try await look() else { return false }
-                    // Where the other side speaks from, its datagrams say.
-                    for key in now.device.peers.keys {
-                        now.device.peers[key]?.endpoint = before.device.peers[key]?.endpoint
+                var last = "no device"
+                do {
+                    try await lab.wait("mended: \(command)", within: .seconds(25)) {
+                        guard var now = try await look() else { return false }
+                        // Where the other side speaks from, its datagrams say.
+                        for key in now.device.peers.keys {
+                            now.device.peers[key]?.endpoint = before.device.peers[key]?.endpoint
+                        }
+                        let state = lab.status("node1")?[family]?.peers.first?.state
+                        last = "\(now)\n  \(state ?? "no status")\nwas\n  \(before)"
+                        return now == before && state == "ready"
                     }
-                    return now == before && lab.status("node1")?[family]?.peers.first?.state == "ready"
+                } catch {
+                    Issue.record("\(error)\nis\n  \(last)")
+                    throw error
                 }
                 let count = capture.count()
                 #expect(count.clearPackets == 0, "\(command): \(count.examples)")
