@@ -43,6 +43,11 @@ struct SteeringProgramTests {
         let flow = try #require(try harness.flows.first?.value)
         #expect(flow.packets == 2)
         #expect(flow.bytes == 2000 + 2 * 40)
+        // As a virtual machine, or wireguard-go by its TUN device, hands them over: nobody has counted them.
+        _ = try harness.run(.fromPod, packet, segments: 0, segmentSize: 900)
+        let after = try #require(try harness.flows.first?.value)
+        #expect(after.packets == 2 + 3)
+        #expect(after.bytes == 2 * 2000 + 5 * 40)
     }
 
     @Test("what is not for a remote pod passes", arguments: Addresses.both)

@@ -59,12 +59,14 @@ struct wgp_flow {
 	__u8 tcp_flags; /* all TCP flags seen, or'ed */
 	__u32 nat_time; /* when nat_port was looked up, 2^30 ns */
 	__be16 nat_port; /* the masquerade's port, 0 none known */
-	__u8 lane;
+	__u8 lane; /* reserved: which of the slot's lanes it takes; the first is taken now */
 	__u8 pad;
 	__u32 reason; /* enum wgp_reason of its last drop */
 	__u32 pad2;
 };
 _Static_assert(sizeof(struct wgp_flow) == 64, "flow");
+/* Events and traces have eight bits for them. */
+_Static_assert(WGP_FLOW_EXEMPT <= 0xff, "flow flags");
 
 /* ---- masquerade -------------------------------------------------------- */
 

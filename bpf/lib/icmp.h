@@ -174,11 +174,17 @@ static __always_inline int wgp_answer_too_big(struct __sk_buff *skb, const struc
 	return constants.link_header_length ? wgp_turn_round(skb) : 0;
 }
 
-/* One hop less to live; who calls has seen that more than one is left. */
-static __always_inline int wgp_hop(struct __sk_buff *skb, const struct wgp_packet *p)
+/* The same where the IP header is not in the packet's linear part. */
+WGP_FUNCTION int wgp_hop_apart(struct __sk_buff *skb)
 {
-	__u8 hops = p->hop_limit - 1;
+	const struct wgp_work *w = wgp_work();
+	const struct wgp_packet *p;
+	__u8 hops;
 
+	if (!w)
+		return -1;
+	p = &w->packet;
+	hops = p->hop_limit - 1;
 	if (p->family == 4) {
 		__be16 old = bpf_htons(p->hop_limit << 8), new = bpf_htons(hops << 8);
 
@@ -187,6 +193,30 @@ static __always_inline int wgp_hop(struct __sk_buff *skb, const struct wgp_packe
 		return bpf_skb_store_bytes(skb, p->network_offset + 8, &hops, 1, 0);
 	}
 	return bpf_skb_store_bytes(skb, p->network_offset + 7, &hops, 1, BPF_F_RECOMPUTE_CSUM);
+}
+
+/* One hop less to live; who calls has seen that more than one is left. */
+static __always_inline int wgp_hop(struct __sk_buff *skb, const struct wgp_packet *p)
+{
+	void *header = (void *)(long)skb->data + constants.link_header_length;
+
+	/* IPv6's hop limit lies within the length of IPv4's header. */
+	if (header + sizeof(struct iphdr) > (void *)(long)skb->data_end)
+		return wgp_hop_apart(skb);
+	if (p->family == 4) {
+		struct iphdr *ip = header;
+		__u32 sum = ip->check + bpf_htons(0x0100); /* RFC 1624: one less is added */
+
+		ip->check = sum + (sum >= 0xffff);
+		ip->ttl--;
+	} else {
+		/* Next header and hop limit; a checksum of the whole packet, where the kernel has one, goes along. */
+		__be16 *word = header + 6, old = *word, new = bpf_htons(bpf_ntohs(old) - 1);
+
+		*word = new;
+		bpf_csum_update(skb, (__u16)~old + new);
+	}
+	return 0;
 }
 
 /*

@@ -2,8 +2,8 @@
 /*
  * From a packet to the few values that decide its way.
  *
- * Headers are copied with bpf_skb_load_bytes, so non-linear packets and
- * architectures with strict alignment need no special care.
+ * Headers are read where they are, or copied with bpf_skb_load_bytes where they are not in the
+ * packet's linear part.
  */
 #ifndef WGPLANE_LIB_PARSE_H
 #define WGPLANE_LIB_PARSE_H
@@ -143,37 +143,55 @@ static __always_inline int wgp_starts_connection(const struct wgp_packet *p)
 	return (p->tcp_flags & (WGP_TCP_SYN | WGP_TCP_ACK)) == WGP_TCP_SYN;
 }
 
-/* Expects transport_offset and protocol; fills ports, flags and counts. */
-static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp_packet *packet)
+/*
+ * A header at an offset of at most 65,000: in the packet, else copied into the buffer of its size. NULL: the
+ * packet is too short.
+ */
+static __always_inline const void *wgp_header(struct __sk_buff *skb, __u32 offset, void *buffer,
+					      __u32 size)
 {
-	__u32 header_end = packet->transport_offset;
+	const void *header = (void *)(long)skb->data + offset;
+
+	if (header + size <= (void *)(long)skb->data_end)
+		return header;
+	return bpf_skb_load_bytes(skb, offset, buffer, size) ? NULL : buffer;
+}
+
+/* Expects transport_offset, which is handed over too, and protocol; fills ports, flags and counts. */
+static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp_packet *packet,
+					       __u32 offset)
+{
+	__u32 header_end = offset;
+	__u32 segments;
 
 	if (packet->fragment != WGP_FRAGMENT_LATER) {
 		if (packet->protocol == IPPROTO_TCP) {
-			struct tcphdr tcp;
+			struct tcphdr buffer;
+			const struct tcphdr *tcp = wgp_header(skb, offset, &buffer, sizeof(buffer));
 
-			if (bpf_skb_load_bytes(skb, packet->transport_offset, &tcp, sizeof(tcp)))
+			if (!tcp)
 				return WGP_MALFORMED;
-			packet->source_port = tcp.source;
-			packet->destination_port = tcp.dest;
-			packet->tcp_flags = ((__u8 *)&tcp)[13];
+			packet->source_port = tcp->source;
+			packet->destination_port = tcp->dest;
+			packet->tcp_flags = ((const __u8 *)tcp)[13];
 			packet->has_port = 1;
-			header_end += tcp.doff * 4;
+			header_end += tcp->doff * 4;
 		} else if (packet->protocol == IPPROTO_UDP) {
-			__be16 udp[4];
+			__be16 buffer[4];
+			const __be16 *udp = wgp_header(skb, offset, buffer, sizeof(buffer));
 
-			if (bpf_skb_load_bytes(skb, packet->transport_offset, udp, sizeof(udp)))
+			if (!udp)
 				return WGP_MALFORMED;
 			packet->source_port = udp[0];
 			packet->destination_port = udp[1];
 			packet->has_port = 1;
-			header_end += sizeof(udp);
+			header_end += sizeof(buffer);
 		} else if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6) {
 			struct wgp_icmp icmp;
 			__u8 echo = packet->family == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
 			__u8 reply = packet->family == 4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
 
-			if (bpf_skb_load_bytes(skb, packet->transport_offset, &icmp, sizeof(icmp)))
+			if (bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
 				return WGP_MALFORMED;
 			packet->icmp_type = icmp.type;
 			packet->icmp_code = icmp.code;
@@ -186,38 +204,46 @@ static __always_inline int wgp_parse_transport(struct __sk_buff *skb, struct wgp
 	packet->payload_offset = header_end;
 	packet->packets = 1;
 	packet->bytes = skb->len - packet->network_offset;
-	if (skb->gso_segs > 1) {
-		packet->packets = skb->gso_segs;
-		packet->bytes += (skb->gso_segs - 1) * (header_end - packet->network_offset);
+	segments = skb->gso_segs;
+	/* What virtual machines, and user space by a TUN device, have put together nobody has counted yet. */
+	if (!segments && skb->gso_size && skb->gso_size != WGP_GSO_BY_FRAGS &&
+	    header_end < skb->len)
+		segments = (skb->len - header_end + skb->gso_size - 1) / skb->gso_size;
+	if (segments > 1) {
+		packet->packets = segments;
+		packet->bytes += (segments - 1) * (header_end - packet->network_offset);
 	}
 	return WGP_PARSED;
 }
 
 static __always_inline int wgp_parse_ipv4(struct __sk_buff *skb, struct wgp_packet *packet)
 {
-	struct iphdr ip;
-	__u32 header_length;
+	struct iphdr buffer;
+	const struct iphdr *ip =
+		wgp_header(skb, constants.link_header_length, &buffer, sizeof(buffer));
+	__u32 header_length, offset;
 	__u16 fragment;
 
-	if (bpf_skb_load_bytes(skb, packet->network_offset, &ip, sizeof(ip)))
-		return WGP_MALFORMED;
-	header_length = ip.ihl * 4;
-	if (header_length < sizeof(ip))
-		return WGP_MALFORMED;
 	packet->family = 4;
-	packet->protocol = ip.protocol;
-	packet->source.v4 = ip.saddr;
-	packet->destination.v4 = ip.daddr;
-	packet->transport_offset = packet->network_offset + header_length;
-	packet->hop_limit = ip.ttl;
-	packet->identification = ip.id;
-	fragment = bpf_ntohs(ip.frag_off);
+	if (!ip)
+		return WGP_MALFORMED;
+	header_length = ip->ihl * 4;
+	if (header_length < sizeof(*ip))
+		return WGP_MALFORMED;
+	packet->protocol = ip->protocol;
+	packet->source.v4 = ip->saddr;
+	packet->destination.v4 = ip->daddr;
+	offset = constants.link_header_length + header_length;
+	packet->transport_offset = offset;
+	packet->hop_limit = ip->ttl;
+	packet->identification = ip->id;
+	fragment = bpf_ntohs(ip->frag_off);
 	packet->may_split = !(fragment & WGP_IP_DONT_FRAGMENT);
 	if (fragment & WGP_IP_OFFSET_MASK)
 		packet->fragment = WGP_FRAGMENT_LATER;
 	else if (fragment & WGP_IP_MORE_FRAGMENTS)
 		packet->fragment = WGP_FRAGMENT_FIRST;
-	return wgp_parse_transport(skb, packet);
+	return wgp_parse_transport(skb, packet, offset);
 }
 
 /* Header of hop-by-hop, routing and destination options, and of a fragment (RFC 8200). */
@@ -236,17 +262,19 @@ static __always_inline int wgp_is_extension(__u8 next)
 
 static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_packet *packet)
 {
-	struct ipv6hdr ip;
-	__u32 offset = packet->network_offset + sizeof(ip);
+	struct ipv6hdr buffer;
+	const struct ipv6hdr *ip =
+		wgp_header(skb, constants.link_header_length, &buffer, sizeof(buffer));
+	__u32 offset = constants.link_header_length + sizeof(*ip);
 	__u8 next;
 
-	if (bpf_skb_load_bytes(skb, packet->network_offset, &ip, sizeof(ip)))
-		return WGP_MALFORMED;
 	packet->family = 6;
-	__builtin_memcpy(&packet->source, &ip.saddr, 16);
-	__builtin_memcpy(&packet->destination, &ip.daddr, 16);
-	packet->hop_limit = ip.hop_limit;
-	next = ip.nexthdr;
+	if (!ip)
+		return WGP_MALFORMED;
+	__builtin_memcpy(&packet->source, &ip->saddr, 16);
+	__builtin_memcpy(&packet->destination, &ip->daddr, 16);
+	packet->hop_limit = ip->hop_limit;
+	next = ip->nexthdr;
 #pragma unroll
 	for (int i = 0; i < WGP_MAX_EXTENSION_HEADERS; i++) {
 		struct wgp_extension extension;
@@ -276,7 +304,7 @@ static __always_inline int wgp_parse_ipv6(struct __sk_buff *skb, struct wgp_pack
 		return WGP_MALFORMED;
 	packet->protocol = next;
 	packet->transport_offset = offset;
-	return wgp_parse_transport(skb, packet);
+	return wgp_parse_transport(skb, packet, offset);
 }
 
 /*
