@@ -16,16 +16,28 @@ static __always_inline int fits(const struct __sk_buff *skb, const struct wgp_pa
 	return !mtu || size <= mtu || skb->gso_size == WGP_GSO_BY_FRAGS;
 }
 
-/* Puts an Ethernet header on and hands the packet to the pod's device, a hop older. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct wgp_packet *p, __u32 ifindex)
+/*
+ * Puts an Ethernet header on and hands the packet, a hop older, to the pod: at the far end of its device's pair
+ * where that may be, which saves the packet the way through the device and a queue; else to its device.
+ */
+static __always_inline int deliver(struct __sk_buff *skb, const struct wgp_packet *p,
+				   const struct wgp_local *local)
 {
 	__be16 protocol = bpf_htons(p->family == 4 ? ETH_P_IP : ETH_P_IPV6);
 	struct ethhdr header = {.h_proto = protocol};
+	__u32 is_far = local->flags & WGP_LOCAL_FAR_END;
+	__u32 ifindex = local->ifindex;
 
+	if (is_far)
+		__builtin_memcpy(&header, local->link, sizeof(local->link));
 	if (wgp_hop(skb, p) || bpf_skb_change_head(skb, sizeof(header), 0) ||
 	    bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
 		return wgp_drop(skb, p, WGP_HOOK_FROM_WIREGUARD, WGP_REASON_DROP_REWRITE_FAILED);
-	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	if (!is_far)
+		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	/* As from a device: marks are this side's. */
+	skb->mark = 0;
+	return bpf_redirect_peer(ifindex, 0);
 }
 
 /* The flow's entry, made where there is none. Returns enum wgp_flow_flag bits. */
@@ -97,7 +109,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct wgp_work *w,
 	    !(cfg->flags & WGP_CONFIG_DIRECT) || (flags & WGP_FLOW_STACK) || p->fragment ||
 	    p->hop_limit <= 1 || wgp_is_icmp_error(p) || !fits(skb, p, local->mtu))
 		return WGP_PASS;
-	return deliver(skb, p, local->ifindex);
+	return deliver(skb, p, local);
 }
 
 SEC("tc")

@@ -140,6 +140,10 @@ public struct Doctor: Sendable {
                 else: "not there; where netfilter rewrites services, the steering path is Stack",
                 "kernel 5.19 or later, with nf_conntrack loaded before the agent starts"),
             finding(
+                "BPF hand-over to pods", DataplaneFeatures.countsAtFarEnds, "at the far end of a pod's device",
+                else: "by the pod's device, which costs a queue more: pods' own counters would miss the packets",
+                "kernel 6.7 counts them"),
+            finding(
                 "BPF map batches", features.readsHashesInBatches && features.readsTriesInBatches, "hashes and tries",
                 else: "\(single) are read entry by entry", "kernel 5.14 has batches for all maps"),
             finding(

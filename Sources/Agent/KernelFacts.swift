@@ -50,13 +50,16 @@ struct KernelFacts: Sendable, Equatable {
     }
 
     /// Addresses of this node as the programs should know them.
-    func locals(pods: [LocalPod], deviceAddresses: [IPAddress]) -> [IPAddress: LocalAddress] {
+    func locals(
+        pods: [LocalPod], deviceAddresses: [IPAddress], farEnds: [UInt32: FrameAddresses]
+    ) -> [IPAddress: LocalAddress] {
         var result: [IPAddress: LocalAddress] = [:]
         for pod in pods {
             for address in pod.addresses {
                 let device = hostRoutes[address].flatMap(link)
                 result[address] = LocalAddress(
-                    kind: .pod, interface: device?.index ?? 0, mtu: UInt16(clamping: device?.mtu ?? 0))
+                    kind: .pod, interface: device?.index ?? 0, mtu: UInt16(clamping: device?.mtu ?? 0),
+                    farEnd: device.flatMap { farEnds[$0.index] })
             }
         }
         for address in addresses where !address.address.isLoopback && !address.address.isLinkLocal {

@@ -30,6 +30,7 @@ extension NodeController {
             try steering?.resync(addresses: sight?.addresses)
             routing?.resync()
             try lock.resync()
+            farEnds.forget()
         }
         let facts = try KernelFacts(route)
         let uplinks = uplinks(plan, facts, &problems)

@@ -58,7 +58,9 @@ extension NodeController {
         if inventory.workloads != nil {
             result.workloads = WorkloadRoutes(node: options.node, owners: [:], families: routedFamilies(plan))
         }
-        result.locals = facts.locals(pods: plan.pods, deviceAddresses: families.values.compactMap(\.address))
+        result.locals = facts.locals(
+            pods: plan.pods, deviceAddresses: families.values.compactMap(\.address),
+            farEnds: farEnds.look(podLinks, try session()))
         if isStrict(plan) { result.guardPlan = guardPlan(plan) }
         if plan.settings.sourceCheck == .enabled {
             (result.checkedInterfaces, result.allowedSources) = facts.sources(plan.pods)

@@ -98,6 +98,7 @@ public actor NodeController {
     var pathOfPass: (path: SteeringPathChoice, reason: String)?
     /// A pod's device with somebody else's program, as it was when last looked at.
     var lastForeignLook: (at: ContinuousClock.Instant, device: String?)?
+    var farEnds = FarEnds()
     /// Of legacy iptables, as it was a moment ago.
     var lastLegacyFirewall = FirewallInspection.Findings()
     /// As it was last written.

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
 #include "linux_uapi.h"
 
 #include <stdio.h>
@@ -72,4 +74,27 @@ int wgp_spawn(pid_t *pid, const char *path, char *const *argv, char *const *envp
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
 	return error;
+}
+
+int wgp_file_contains(const char *path, size_t limit, const void *part, size_t count)
+{
+	int file = open(path, O_RDONLY | O_CLOEXEC), found = 0;
+	size_t have = 0;
+	char *bytes;
+
+	if (file < 0)
+		return 0;
+	bytes = malloc(limit);
+	while (bytes && have < limit) {
+		ssize_t got = read(file, bytes + have, limit - have);
+
+		if (got <= 0)
+			break;
+		have += (size_t)got;
+	}
+	if (bytes)
+		found = memmem(bytes, have, part, count) != NULL;
+	free(bytes);
+	close(file);
+	return found;
 }

@@ -5,6 +5,8 @@ internal import BPFObjects
 internal import CDataplaneABI
 internal import FoundationEssentials
 internal import Model
+internal import Synchronization
+internal import SystemDescriptors
 
 /// The programs of the hooks.
 public struct DataplanePrograms: Sendable {
@@ -17,6 +19,7 @@ public struct DataplanePrograms: Sendable {
     public private(set) var mayAskConntrack = true
     /// They are to be attached by clsact, and work while the configuration says so.
     private let isClsact: Bool
+    private let countsFlows: Bool
     /// UDP ports of overlays, for guards that are loaded from now on.
     public var vxlanPorts: [UInt16] = [4789, 8472]
 
@@ -27,21 +30,52 @@ public struct DataplanePrograms: Sendable {
 
     /// Loads the programs for Ethernet and WireGuard devices, which makes and pins the maps
     /// that are missing. Those for uplinks without an Ethernet header are loaded when asked for.
+    /// `countsFlows`: false for measurements alone, of what the counting costs.
     public init(
-        _ layout: PinLayout, useCoarseClock: Bool = true, mechanism: AttachmentMechanism = .tcx
+        _ layout: PinLayout, useCoarseClock: Bool = true, mechanism: AttachmentMechanism = .tcx,
+        countsFlows: Bool = true
     ) throws(BPFError) {
         self.layout = layout
+        self.countsFlows = countsFlows
         isClsact = mechanism == .clsact
         self.useCoarseClock = useCoarseClock
-        for (hook, isEthernet) in [
-            (Hook.fromPod, true), (.toUplink, true), (.fromUplink, true), (.toWireGuard, false),
-            (.fromWireGuard, false),
-        ] { _ = try program(hook, isEthernet: isEthernet) }
+        _ = try program(.fromPod, isEthernet: true)
+        let more: [(hook: Hook, isEthernet: Bool)] = [
+            (.toUplink, true), (.fromUplink, true), (.toWireGuard, false), (.fromWireGuard, false),
+        ]
+        loadBeside(more)
+        for next in more { _ = try program(next.hook, isEthernet: next.isEthernet) }
+    }
+
+    /// Loads programs on two threads, for verifying one takes tens of milliseconds. Two that make the same map at once
+    /// may fail; who needs them loads them then.
+    private mutating func loadBeside(_ more: [(hook: Hook, isEthernet: Bool)]) {
+        let halves = [more.indices.filter { $0 % 2 == 0 }, more.indices.filter { $0 % 2 == 1 }].map {
+            $0.map { more[$0] }
+        }
+        let start = self
+        let loaded = Mutex<(programs: [Key: BPFProgram], mayAsk: Bool)>(([:], true))
+        let workers = halves.map { half in
+            BackgroundThread {
+                var own = start
+                for next in half {
+                    guard let program = try? own.program(next.hook, isEthernet: next.isEthernet) else { continue }
+                    loaded.withLock { $0.programs[Key(hook: next.hook, isEthernet: next.isEthernet)] = program }
+                }
+                let mayAsk = own.mayAskConntrack
+                loaded.withLock { $0.mayAsk = $0.mayAsk && mayAsk }
+            }
+        }
+        for worker in workers { worker.join() }
+        let (found, mayAsk) = loaded.withLock { $0 }
+        programs.merge(found) { own, _ in own }
+        mayAskConntrack = mayAskConntrack && mayAsk
     }
 
     /// Loads nothing yet: each program, and the maps that it names, when it is asked for.
     public init(empty layout: PinLayout) {
         self.layout = layout
+        countsFlows = true
         isClsact = false
         useCoarseClock = true
     }
@@ -56,7 +90,7 @@ public struct DataplanePrograms: Sendable {
                     hook, layout,
                     wgp_constants(
                         link_header_length: isEthernet ? 14 : 0, coarse_clock: useCoarseClock ? 1 : 0,
-                        clsact: isClsact ? 1 : 0,
+                        clsact: isClsact ? 1 : 0, uncounted: countsFlows ? 0 : 1,
                         vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0)))
                 programs[key] = program.program
                 if program.isPlain { mayAskConntrack = false }
@@ -75,6 +109,17 @@ public struct DataplanePrograms: Sendable {
     public var all: [(hook: Hook, isEthernet: Bool, program: BPFProgram)] {
         programs.map { ($0.key.hook, $0.key.isEthernet, $0.value) }
             .sorted { ($0.hook.rawValue, $0.isEthernet ? 0 : 1) < ($1.hook.rawValue, $1.isEthernet ? 0 : 1) }
+    }
+
+    /// Loads a program that is none of a hook's, from its ELF image.
+    public static func load(_ image: [UInt8], name: String, isEthernet: Bool, _ layout: PinLayout) throws(BPFError)
+        -> BPFProgram
+    {
+        var object = try BPFObject(image, name: name, pinFolder: layout.folder)
+        var constants = wgp_constants()
+        constants.link_header_length = isEthernet ? 14 : 0
+        try object.setConstants(constants)
+        return try object.load()
     }
 
     /// Loads a hook's program; where the kernel refuses one that may ask conntrack, the plain one.

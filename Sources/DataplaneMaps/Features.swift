@@ -18,6 +18,11 @@ public struct DataplaneFeatures: Sendable {
     /// A counter is read and removed in one step (`BPF_MAP_LOOKUP_AND_DELETE_ELEM` of hashes: 5.14).
     public var takesInOneStep: Bool
 
+    /// Packets that are handed to the far end of a veth pair (`bpf_redirect_peer`) are in that device's counters, as
+    /// pods' metrics want it. Came with the type that this looks for (Linux 6.7, 6.6.3), so the kernel's type
+    /// information (`/sys/kernel/btf/vmlinux`) tells.
+    public static let countsAtFarEnds = kernelHasType(named: "netdev_stat_type")
+
     /// Loads programs and makes maps in a pin folder, which must be an empty one.
     public static func probe(_ layout: PinLayout) throws(BPFError) -> (DataplaneFeatures, DataplanePrograms) {
         let programs = try DataplanePrograms(layout)

@@ -70,6 +70,7 @@ extension NodeMaps {
                 .object([
                     "address": .string($0.key.description), "kind": .string("\($0.value.kind)"),
                     "device": names.interface($0.value.interface),
+                    "farEnd": .string($0.value.farEnd?.destinationText ?? "-"),
                     "name": .string(names.addresses[$0.key] ?? "-"),
                 ])
             }
@@ -145,11 +146,15 @@ extension NodeMaps {
             "sourceCheck": .bool(config.checksSources), "conntrack": .bool(config.asksConntrack),
             "vxlanPorts": .string(config.vxlanPorts.map { "\($0)" }.joined(separator: " ")),
             "exemptPorts": .string(config.exemptPorts.map(\.description).joined(separator: " ")),
+            "formerFirewallMark": .string("0x" + String(config.oldFirewallMark, radix: 16)),
+            "admitsAnybody": .bool(config.admitsAnybody), "clsact": .bool(config.isClsact),
         ]
         for family in AddressFamily.allCases {
             let suffix = family == .ipv4 ? "4" : "6"
             fields["device\(suffix)"] = config[family].map { names.interface($0.interface) } ?? "off"
             fields["port\(suffix)"] = .integer(Int64(config[family]?.listeningPort ?? 0))
+            fields["otherPort\(suffix)"] = .integer(Int64(config[family]?.otherPort ?? 0))
+            fields["blockLength\(suffix)"] = .integer(Int64(config.blockLength(family)))
             fields["address\(suffix)"] = .string(config[family]?.address?.description ?? "-")
             fields["mtu\(suffix)"] = .integer(Int64(config[family]?.mtu ?? 0))
             fields["mss\(suffix)"] = .integer(Int64(config[family]?.maximumSegment ?? 0))

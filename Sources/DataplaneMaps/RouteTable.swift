@@ -60,6 +60,11 @@ public struct RouteTable: Sendable {
         }
     }
 
+    /// Sets routes of single addresses, by slot.
+    public func update(addresses list: [(key: IPAddress, value: UInt32)]) throws(BPFError) {
+        try addresses.update(list.map { ($0.key, wgp_route(slot: $0.value)) })
+    }
+
     public func delete(_ cidr: CIDR) throws(BPFError) {
         if cidr.isHost {
             try addresses.delete(cidr.address)

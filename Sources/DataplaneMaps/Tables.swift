@@ -26,6 +26,11 @@ struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
         }
     }
 
+    func update(_ entries: [(IPAddress, Value)]) throws(BPFError) {
+        try ipv4.update(entries.filter { $0.0.family == .ipv4 }.map { (key: .init($0.0), value: $0.1) })
+        try ipv6.update(entries.filter { $0.0.family == .ipv6 }.map { (key: .init($0.0), value: $0.1) })
+    }
+
     func delete(_ address: IPAddress) throws(BPFError) {
         if address.family == .ipv4 {
             try ipv4.delete(.init(address))
@@ -46,11 +51,31 @@ public struct LocalAddress: Sendable, Hashable, Codable {
     public var interface: UInt32
     /// Of that device; 0: unknown.
     public var mtu: UInt16
+    /// Nil: packets go by the pod's device. Else they are handed to the far end of its veth pair at once.
+    public var farEnd: FrameAddresses?
 
-    public init(kind: LocalKind, interface: UInt32 = 0, mtu: UInt16 = 0) {
+    public init(kind: LocalKind, interface: UInt32 = 0, mtu: UInt16 = 0, farEnd: FrameAddresses? = nil) {
         self.kind = kind
         self.interface = interface
         self.mtu = mtu
+        self.farEnd = farEnd
+    }
+}
+
+/// What an Ethernet frame begins with.
+public struct FrameAddresses: Sendable, Hashable, Codable {
+    /// Destination and source, six bytes each.
+    public let bytes: [UInt8]
+
+    /// Nil: one of them is none of Ethernet's.
+    public init?(destination: [UInt8], source: [UInt8]) {
+        guard destination.count == 6, source.count == 6 else { return nil }
+        bytes = destination + source
+    }
+
+    /// `02:00:00:00:00:01`, of the destination.
+    public var destinationText: String {
+        bytes.prefix(6).map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: ":")
     }
 }
 
@@ -61,8 +86,13 @@ public struct LocalTable: Sendable {
     init(_ source: some MapSource) throws(BPFError) { table = try AddressTable(source, "locals") }
 
     public func update(_ address: IPAddress, _ local: LocalAddress) throws(BPFError) {
-        try table.update(
-            address, wgp_local(ifindex: local.interface, kind: local.kind.rawValue, pad: 0, mtu: local.mtu))
+        var entry = wgp_local()
+        (entry.ifindex, entry.kind, entry.mtu) = (local.interface, local.kind.rawValue, local.mtu)
+        if let frame = local.farEnd {
+            entry.flags = UInt8(WGP_LOCAL_FAR_END.rawValue)
+            entry = value(memory(of: entry).prefix(8) + frame.bytes)
+        }
+        try table.update(address, entry)
     }
 
     public func delete(_ address: IPAddress) throws(BPFError) { try table.delete(address) }
@@ -71,7 +101,12 @@ public struct LocalTable: Sendable {
         var result: [IPAddress: LocalAddress] = [:]
         for (address, value) in try table.entries() {
             guard let kind = LocalKind(rawValue: value.kind) else { continue }
-            result[address] = LocalAddress(kind: kind, interface: value.ifindex, mtu: value.mtu)
+            var local = LocalAddress(kind: kind, interface: value.ifindex, mtu: value.mtu)
+            if value.flags & UInt8(WGP_LOCAL_FAR_END.rawValue) != 0 {
+                let link = memory(of: value.link)
+                local.farEnd = FrameAddresses(destination: Array(link[..<6]), source: Array(link[6...]))
+            }
+            result[address] = local
         }
         return result
     }

@@ -107,8 +107,9 @@ extension ReferenceModel {
         else { return Outcome(verdict: .pass, mark: input.mark, packet: packet.bytes) }
         packet.hop()
         let type: [UInt8] = facts.source.family == .ipv4 ? [8, 0] : [0x86, 0xdd]
+        let addresses = local.farEnd?.bytes ?? [UInt8](repeating: 0, count: 12)
         return Outcome(
-            verdict: .redirect, mark: input.mark, packet: [UInt8](repeating: 0, count: 12) + type + packet.bytes)
+            verdict: .redirect, mark: local.farEnd == nil ? input.mark : 0, packet: addresses + type + packet.bytes)
     }
 
     /// Undoes a masquerade in the packet and in what is known of it; false: it is dropped.

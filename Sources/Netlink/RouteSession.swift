@@ -23,6 +23,12 @@ public struct Link: Sendable, Hashable {
 
     /// Text that somebody has given it (`ip link set … alias`).
     public var alias = ""
+    /// The network namespace of `parent`, as this one numbers it; nil: this one.
+    public var parentNamespace: Int32?
+    /// Queueing discipline at the root: `noqueue`, `mq`, `tbf`.
+    public var queue = ""
+    /// An XDP program is attached.
+    public var hasXDP = false
 
     /// ARPHRD_ETHER.
     public var isEthernet: Bool { hardwareType == 1 }
@@ -111,6 +117,25 @@ public final class RouteSession {
         }
     }
 
+    /// The other end of a veth pair that is in another network namespace, as that one knows it
+    /// (`IFLA_TARGET_NETNSID`, Linux 4.20); nil: it is in this one, or gone.
+    public func farEnd(of link: Link) throws(NetlinkError) -> Link? {
+        guard link.kind == "veth", link.parent != 0, let namespace = link.parentNamespace, namespace >= 0 else {
+            return nil
+        }
+        var header = ifinfomsg()
+        header.ifi_index = Int32(link.parent)
+        var payload = NetlinkPayload(header)
+        payload.attribute(UInt16(IFLA_TARGET_NETNSID), value: namespace)
+        do {
+            return try session.request("look up the far end of \(link.name)", type: RTM_GETLINK, dump: false, payload)
+                .first.flatMap(Self.link)
+        } catch {
+            if error.errno == ENODEV || error.errno == EINVAL { return nil }
+            throw error
+        }
+    }
+
     private static func link(_ message: NetlinkMessage) -> Link? {
         guard Int(message.type) == RTM_NEWLINK, let (header, attributes) = message.parse(ifinfomsg.self) else {
             return nil
@@ -127,6 +152,11 @@ public final class RouteSession {
             case Int(IFLA_MASTER): link.master = attribute.integer() ?? 0
             case Int(IFLA_IFALIAS): link.alias = attribute.text
             case Int(IFLA_ADDRESS): link.hardwareAddress = Array(attribute.payload)
+            case Int(IFLA_LINK_NETNSID): link.parentNamespace = attribute.integer()
+            case Int(IFLA_QDISC): link.queue = attribute.text
+            case Int(IFLA_XDP):
+                let mode = attribute.nested.first { $0.type == Int(IFLA_XDP_ATTACHED) }?.payload.first
+                link.hasXDP = mode ?? 0 != 0
             case Int(IFLA_LINKINFO):
                 link.kind = attribute.nested.first { $0.type == Int(IFLA_INFO_KIND) }?.text ?? ""
             default: break

@@ -113,6 +113,59 @@ struct EncryptionTests {
         }
     }
 
+    @Test(
+        "packets are handed to a pod's end of its device, whose counters know them; what shapes a pod's traffic is not led around"
+    )
+    func farEnds() async throws {
+        try await Cluster.run(families: [.ipv4], mode: .ebpf) { lab in
+            let pod = try await Cluster.pod(lab, "node2-pod1")
+            let maps = try lab.maps("node2")
+            func farEnd() throws -> FrameAddresses? { try maps.locals.entries()[pod.addresses[0]]?.farEnd }
+            guard DataplaneFeatures.countsAtFarEnds else {
+                #expect(try farEnd() == nil)
+                return
+            }
+            let inside = try await Cluster.execute(lab, "node2-pod1", ["ip", "-o", "link", "show", "eth0"])
+            let found = try #require(try farEnd(), "\(inside.output)")
+            #expect(inside.output.contains(found.destinationText), "\(found)")
+            let server = try EchoServer(in: lab.place("node2-pod1"), port: Prober.port, isIPv6: [false])
+            defer { server.stop() }
+            let place = try lab.place("node1-pod1")
+            /// A column of /proc/net/dev: 1 packets received, 9 sent.
+            func count(_ place: String, _ device: String, _ column: Int) async throws -> Int {
+                let lines = try await Cluster.execute(lab, place, ["cat", "/proc/net/dev"]).output.split(
+                    separator: "\n")
+                let line = try #require(lines.first { $0.contains("\(device):") })
+                return Int(line.split(separator: ":")[1].split(separator: " ")[column]) ?? 0
+            }
+            func received() async throws -> Int { try await count("node2-pod1", "eth0", 1) }
+            /// Packets that the host's end has sent to the pod.
+            func sent() async throws -> Int { try await count("node2", pod.device, 9) }
+            func probe() async throws -> LossReport {
+                try await Task.detachedThread {
+                    let probe = try LossProbe(in: place, to: pod.addresses[0].bytes)
+                    while probe.sent < 100 { sleepMicroseconds(1000) }
+                    return probe.stop()
+                }
+            }
+            let before = try await (received(), sent())
+            let report = try await probe()
+            #expect(report.lost == 0)
+            let after = try await (received(), sent())
+            #expect(after.0 - before.0 >= report.sent)
+            #expect(after.1 - before.1 < report.sent / 2, "the host's end sees the answers' ARP alone")
+            // CNI's bandwidth plugin does this.
+            let shaper = ["root", "handle", "1:", "tbf", "rate", "100mbit", "burst", "32kbit", "latency", "400ms"]
+            _ = try await Cluster.execute(lab, "node2", ["tc", "qdisc", "add", "dev", pod.device] + shaper)
+            try await lab.wait("packets take the device with the queue") { try farEnd() == nil }
+            let shaped = try await sent()
+            #expect(try await probe().lost == 0)
+            #expect(try await sent() - shaped >= report.sent)
+            _ = try await Cluster.execute(lab, "node2", ["tc", "qdisc", "del", "dev", pod.device, "root"])
+            try await lab.wait("packets are handed over again") { try farEnd() != nil }
+        }
+    }
+
     @Test("wg shows what the seed's slide shows")
     func wgShow() async throws {
         try await Cluster.run(nodes: 3, families: [.ipv4]) { lab in

@@ -156,8 +156,10 @@ struct ReferenceModelTests {
         for text in ["10.0.0.77", "fd00::77"] {
             try harness.maps.locals.update(#require(IPAddress(text)), LocalAddress(kind: .host))
         }
+        let end = FrameAddresses(destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2])
         for text in ["10.48.1.5", "fd48:0:0:1::5"] {
-            try harness.maps.locals.update(#require(IPAddress(text)), LocalAddress(kind: .pod, interface: 1, mtu: 100))
+            try harness.maps.locals.update(
+                #require(IPAddress(text)), LocalAddress(kind: .pod, interface: 1, mtu: 100, farEnd: end))
         }
         var model = try Self.model(of: harness)
         var changed = 0

@@ -27,7 +27,7 @@ struct LayoutTests {
         #expect(MemoryLayout<wgp_peer>.size == 296)
         #expect(MemoryLayout<wgp_config>.size == 200)
         #expect(MemoryLayout<wgp_event>.size == 64)
-        #expect(MemoryLayout<wgp_local>.size == 8)
+        #expect(MemoryLayout<wgp_local>.size == 20)
         #expect(MemoryLayout<wgp_masquerade>.size == 32)
     }
 

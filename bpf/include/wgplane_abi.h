@@ -7,7 +7,7 @@
  *
  * Byte order: fields of type __be16/__be32 and all IPv6 addresses hold network
  * byte order as they stand in the packet; everything else is host order.
- * Layout: fixed-width types, explicit padding, a size assertion each. A change
+ * Layout: fixed-width types, explicit padding, size assertions. A change
  * of any layout here raises WGP_LAYOUT_VERSION, which names the pin directory.
  */
 #ifndef WGPLANE_ABI_H
@@ -21,7 +21,7 @@
 #pragma GCC diagnostic error "-Wpadded"
 
 /* Version of everything in this file; pins live in a directory named for it. */
-#define WGP_LAYOUT_VERSION 4
+#define WGP_LAYOUT_VERSION 5
 
 /* ---- marks ------------------------------------------------------------- */
 /*
@@ -81,7 +81,7 @@
 enum wgp_action {
 	WGP_ACTION_CLEAR = 0, /* leaves as the stack routes it, unencrypted */
 	WGP_ACTION_TUNNEL = 1, /* is redirected into the lane's WireGuard device */
-	WGP_ACTION_DROP = 2, /* must be encrypted and cannot be */
+	WGP_ACTION_DROP = 2, /* dropped: for tests; strict mode drops by the configuration's word */
 	WGP_ACTION_STACK = 3, /* local: the stack delivers it */
 	WGP_ACTION_DRAINING = 4, /* leaves in clear, the peer is going away */
 	WGP_ACTION_EXEMPT = 5, /* leaves in clear by the operator's choice, strict or not */
@@ -100,6 +100,7 @@ struct wgp_lane {
 	__u32 ifindex; /* of the WireGuard device */
 	__u32 pad;
 };
+_Static_assert(sizeof(struct wgp_lane) == 8, "lane");
 
 /*
  * Map "destinations": array by slot number, mapped into the agent.
@@ -111,7 +112,7 @@ struct wgp_destination {
 	__u8 family; /* 4 or 6; 0 for the fixed slots */
 	__u8 lane_count;
 	__u8 pad[6];
-	struct wgp_lane lanes[WGP_MAX_LANES];
+	struct wgp_lane lanes[WGP_MAX_LANES]; /* the first is used; room for more devices */
 };
 _Static_assert(sizeof(struct wgp_destination) == 80, "destination");
 
@@ -160,6 +161,7 @@ struct wgp_address6 {
 struct wgp_route {
 	__u32 slot;
 };
+_Static_assert(sizeof(struct wgp_route) == 4, "route");
 
 /* ---- addresses of this node -------------------------------------------- */
 
@@ -170,14 +172,21 @@ enum wgp_local_kind {
 	WGP_LOCAL_TUNNEL = 3, /* the WireGuard device's address */
 };
 
+enum wgp_local_flag {
+	/* Packets may be handed to the far end of the pod's veth pair at once, in the pod's namespace. */
+	WGP_LOCAL_FAR_END = 1 << 0,
+};
+
 /* Value of maps "locals4/6": hashes by address. */
 struct wgp_local {
 	__u32 ifindex;
 	__u8 kind;
-	__u8 pad;
+	__u8 flags; /* enum wgp_local_flag */
 	__u16 mtu; /* of that device, 0 unknown */
+	__u8 link
+		[12]; /* with WGP_LOCAL_FAR_END: what a frame begins with, both hardware addresses */
 };
-_Static_assert(sizeof(struct wgp_local) == 8, "local");
+_Static_assert(sizeof(struct wgp_local) == 20, "local");
 
 enum wgp_interface_flag {
 	WGP_INTERFACE_CHECKED = 1 << 0, /* its pod's addresses are known: no others may send */
@@ -272,8 +281,10 @@ struct wgp_constants {
 	__u32 link_header_length; /* 14 on Ethernet, 0 on L3 devices */
 	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns */
 	__u32 clsact; /* attached as a filter of clsact, not by tcx */
+	__u32 uncounted; /* flows are steered and not counted: for measurements alone */
 	__u16 vxlan_ports[2]; /* UDP ports of overlays, 0 none: for the guard */
 };
+_Static_assert(sizeof(struct wgp_constants) == 20, "constants");
 
 /* ---- second lock of strict mode ---------------------------------------- */
 

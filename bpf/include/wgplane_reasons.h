@@ -40,7 +40,7 @@ enum wgp_hook {
 	X(FLOW_TABLE_FULL, "flow_table_full", "a new flow was decided but not remembered")         \
 	X(EVENT_LOST, "event_lost", "nobody read the events fast enough")                          \
 	X(UNPARSABLE, "unparsable", "header malformed or too deep; left to the stack")             \
-	X(DROP_NO_TUNNEL, "drop_no_tunnel", "must be encrypted and the peer is not ready")         \
+	X(DROP_NO_TUNNEL, "drop_no_tunnel", "its slot says drop, which tests alone set")           \
 	X(DROP_CLEAR, "drop_clear", "strict mode: would have left in clear")                       \
 	X(DROP_CLEAR_ARRIVED, "drop_clear_arrived", "strict mode: a pod's packet came in clear")   \
 	X(DROP_ENCAPSULATED, "drop_encapsulated", "strict mode: a pod's packet in an overlay's")   \

@@ -88,6 +88,8 @@ static __always_inline int wgp_flow_insert(const struct wgp_packet *p, __u32 ifi
 
 static __always_inline void wgp_flow_account(struct wgp_flow *flow, const struct wgp_packet *p)
 {
+	if (constants.uncounted)
+		return;
 	__atomic_fetch_add(&flow->packets, p->packets, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&flow->bytes, p->bytes, __ATOMIC_RELAXED);
 	flow->last_ns = wgp_now();

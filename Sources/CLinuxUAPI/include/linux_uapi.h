@@ -74,6 +74,8 @@ int wgp_unshare(int kinds);
 int wgp_gettid(void);
 /* A file in memory alone, closed on exec. */
 int wgp_memory_file(void);
+/* Whether a file of at most `limit` bytes holds these; 0 where it cannot be read. */
+int wgp_file_contains(const char *path, size_t limit, const void *part, size_t count);
 int wgp_open(const char *path, int flags, unsigned mode);
 
 /* Starts a program: own session, no signals blocked, descriptors as given. Returns errno or 0. */

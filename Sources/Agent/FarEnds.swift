@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BPF
+import DataplaneMaps
+import Netlink
+
+/// The far ends of pods' devices, to which decrypted packets may be handed at once (`bpf_redirect_peer`): past the
+/// host's end of the veth pair, and past a queue.
+///
+/// Not where something at the host's end would be passed over that way: a queueing discipline that shapes what a
+/// pod gets (CNI's bandwidth plugin), somebody's program; nor where the pod's end has an XDP program.
+struct FarEnds: Sendable {
+    private var known: [UInt32: (link: Link, addresses: FrameAddresses?)] = [:]
+    /// Where the kernel leaves what is handed over so out of the pods' own counters, it is left be.
+    private let isUsed: Bool
+
+    init(isUsed: Bool = DataplaneFeatures.countsAtFarEnds) { self.isUsed = isUsed }
+
+    /// Looks again at all of them the next time: what changes at the far end nobody tells.
+    mutating func forget() { known = [:] }
+
+    /// By index of the host's end. What cannot be looked at is none; what is not up yet is looked at again: the
+    /// host's end gets a carrier then, of which the kernel tells.
+    mutating func look(_ pods: [Link], _ session: RouteSession) -> [UInt32: FrameAddresses] {
+        guard isUsed else { return [:] }
+        var result: [UInt32: (link: Link, addresses: FrameAddresses?)] = [:]
+        for link in pods {
+            if let old = known[link.index], old.link == link {
+                result[link.index] = old
+            } else if let end = try? session.farEnd(of: link), end.isUp {
+                result[link.index] = (link, Self.addresses(link, end, session))
+            }
+        }
+        known = result
+        return result.compactMapValues(\.addresses)
+    }
+
+    private static func addresses(_ link: Link, _ end: Link, _ session: RouteSession) -> FrameAddresses? {
+        guard link.queue == "noqueue", link.master == 0, !end.hasXDP,
+            Attachment.tcxPrograms(interface: link.index, direction: .egress).isEmpty,
+            let filters = try? session.foreignFilters(interface: link.index, isEgress: true, own: []), filters == 0
+        else { return nil }
+        return FrameAddresses(destination: end.hardwareAddress, source: link.hardwareAddress)
+    }
+}
