@@ -13,15 +13,17 @@ internal import SystemPackage
 /// or removed. The actor's calls block on the disk, on a queue of its own.
 public actor DirectoryDatastore: Datastore {
     public nonisolated let location: String
-    private let path: String
+    nonisolated let path: String
     private let queue = KernelQueue(label: "datastore-directory")
-    private var parsed: [String: ParsedFile] = [:]
+    var parsed: [String: ParsedFile] = [:]
+    /// Which files hold a resource.
+    var holders: [ResourceKey: Set<String>] = [:]
     /// Of each resource as it was read last.
-    private var versions: [ResourceKey: Int] = [:]
+    var versions: [ResourceKey: Int] = [:]
     private var lastVersion = 0
-    private let logger: Logger
+    let logger: Logger
 
-    private struct ParsedFile {
+    struct ParsedFile {
         var entry: FolderEntry
         /// The last content that could be read.
         var manifest: Manifest?
@@ -47,7 +49,7 @@ public actor DirectoryDatastore: Datastore {
         }
     }
 
-    private func failure(_ error: Errno, doing: String, file: String = "") -> DatastoreError {
+    func failure(_ error: Errno, doing: String, file: String = "") -> DatastoreError {
         let remedy =
             switch error {
             case .noSpace: "free space on the disk; nothing of the old content was touched"
@@ -71,7 +73,7 @@ public actor DirectoryDatastore: Datastore {
         return snapshot
     }
 
-    private func readAll() throws -> Snapshot {
+    func readAll() throws -> Snapshot {
         var snapshot = Snapshot()
         var versions: [ResourceKey: Int] = [:]
         var seen: Set<String> = []
@@ -117,16 +119,20 @@ public actor DirectoryDatastore: Datastore {
             }
         }
         parsed = parsed.filter { seen.contains($0.key) }
+        holders = [:]
+        for (file, content) in parsed {
+            if let key = content.manifest?.key { holders[key, default: []].insert(file) }
+        }
         self.versions = versions
         return snapshot
     }
 
-    private static func isManifestFile(_ name: String) -> Bool {
+    static func isManifestFile(_ name: String) -> Bool {
         !name.hasPrefix(".") && [".yaml", ".yml", ".json"].contains { name.hasSuffix($0) }
     }
 
     /// Reads a file again when it is not the one that was read before.
-    private func refresh(_ file: String, _ entry: FolderEntry) -> ParsedFile {
+    func refresh(_ file: String, _ entry: FolderEntry) -> ParsedFile {
         if let known = parsed[file], known.entry == entry { return known }
         var result = ParsedFile(
             entry: entry, manifest: parsed[file]?.manifest, problems: [], version: parsed[file]?.version ?? 0)
@@ -172,8 +178,7 @@ public actor DirectoryDatastore: Datastore {
     private func replace(
         _ key: ResourceKey, _ change: (ManifestValue?) throws -> ManifestValue?
     ) throws -> ManifestValue? {
-        _ = try readAll()
-        let file = parsed.filter { $0.value.manifest?.key == key }.keys.min() ?? Self.fileName(key)
+        let file = try self.file(of: key)
         if let problem = parsed[file]?.problems.first {
             throw DatastoreError(
                 location: "\(location)/\(file)", message: "is not overwritten, for it \(problem.message)",
@@ -194,99 +199,42 @@ public actor DirectoryDatastore: Datastore {
         } catch let error as Errno {
             throw failure(error, doing: "cannot be written", file: file)
         }
-        _ = try readAll()
+        take(file)
         return wanted
+    }
+
+    /// Where a resource is, or is to be, read as it is now.
+    private func file(of key: ResourceKey) throws -> String {
+        // Of one that nobody has seen, somebody may have made a file of another name.
+        if let known = holders[key]?.min() {
+            take(known)
+            if parsed[known]?.manifest?.key == key { return known }
+        }
+        _ = try readAll()
+        return holders[key]?.min() ?? Self.fileName(key)
+    }
+
+    /// Reads a file again, or forgets one that is gone.
+    private func take(_ file: String) {
+        let before = parsed[file]?.manifest?.key
+        let parts = file.split(separator: "/").map(String.init)
+        let folder = parts.count > 1 ? "\(path)/\(parts[0])" : path
+        if let entry = folderEntry(parts.last ?? file, in: folder), entry.isRegular {
+            let content = refresh(file, entry)
+            if let key = content.manifest?.key {
+                holders[key, default: []].insert(file)
+                if holders[key]?.count == 1 { versions[key] = content.version }
+            }
+        } else {
+            parsed[file] = nil
+        }
+        guard let before, parsed[file]?.manifest?.key != before else { return }
+        holders[before]?.remove(file)
+        if holders[before]?.isEmpty == true { (holders[before], versions[before]) = (nil, nil) }
     }
 
     private static func fileName(_ key: ResourceKey) -> String {
         let name = key.namespace.isEmpty ? key.name : "\(key.namespace).\(key.name)"
         return "\(key.kind.plural)/\(name).yaml"
-    }
-
-    // MARK: Watching
-
-    /// Looks again whatever was told: a folder may have been away, or mounted over.
-    private static let period = Duration.seconds(10)
-
-    public nonisolated func follow(_ feed: ChangeFeed) async {
-        await withTaskGroup(of: Void.self) { group in
-            let (looks, look) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
-            group.addTask {
-                guard let watch = try? FolderWatch() else { return }
-                await self.watchFolders(watch)
-                // The first tick is there from the start.
-                for await _ in watch.ticks {
-                    watch.drain()
-                    await self.watchFolders(watch)
-                    look.yield()
-                }
-            }
-            group.addTask {
-                while !Task.isCancelled {
-                    look.yield()
-                    try? await Task.sleep(for: Self.period)
-                }
-            }
-            var told: Told?
-            for await _ in looks { await self.tell(feed, &told) }
-            group.cancelAll()
-        }
-    }
-
-    /// What a feed has been told: the version of each resource.
-    private struct Told {
-        var versions: [ResourceKey: Int] = [:]
-        var problems: [Problem] = []
-        var isComplete = true
-    }
-
-    private func tell(_ feed: ChangeFeed, _ told: inout sending Told?) {
-        let snapshot: Snapshot
-        do {
-            snapshot = try readAll()
-        } catch {
-            logger.warning("datastore cannot be read", metadata: ["error": "\(error)"])
-            told = nil
-            return feed.note(.unavailable("\(error)"))
-        }
-        var changes = ResourceChanges()
-        var now = Told(problems: snapshot.problems, isComplete: snapshot.isComplete)
-        for (key, manifest) in snapshot.manifests {
-            let version = versions[key] ?? 0
-            now.versions[key] = version
-            if told?.versions[key] != version { changes.put(manifest, own: feed.node) }
-        }
-        if let told {
-            let gone = told.versions.keys.filter { now.versions[$0] == nil }
-            for key in gone { changes.remove(key) }
-            // Another disk, or an empty one, is a list to be wondered at, not so many deletions.
-            for (kind, keys) in Dictionary(grouping: gone, by: \.kind) {
-                let former = told.versions.keys.count { $0.kind == kind }
-                guard former > 1, keys.count == former || former >= 10 && keys.count * 10 >= former * 9 else {
-                    continue
-                }
-                for (key, manifest) in snapshot.manifests where key.kind == kind {
-                    changes.put(manifest, own: feed.node)
-                }
-                changes.whole.insert(kind)
-            }
-        } else {
-            changes.whole = Set(ResourceKind.allCases)
-        }
-        changes.availability = .available
-        if told?.problems != now.problems || told?.isComplete != now.isComplete {
-            changes.problems = now.problems
-            changes.isComplete = now.isComplete
-        }
-        told = now
-        feed.post(changes)
-    }
-
-    /// A folder may be new, or come back.
-    private func watchFolders(_ watch: FolderWatch) {
-        let parent = path.split(separator: "/").dropLast().joined(separator: "/")
-        for folder in ["/\(parent)", path] + ResourceKind.allCases.map({ "\(path)/\($0.plural)" }) {
-            try? watch.add(folder)
-        }
     }
 }

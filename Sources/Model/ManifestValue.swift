@@ -84,7 +84,11 @@ extension ManifestValue: Codable {
     }
 
     public init(from decoder: any Decoder) throws {
-        if let container = try? decoder.container(keyedBy: Key.self) {
+        // What is most frequent first: to be told that it is something else costs much.
+        let single = try decoder.singleValueContainer()
+        if let value = try? single.decode(String.self) {
+            self = .string(value)
+        } else if let container = try? decoder.container(keyedBy: Key.self) {
             var fields: OrderedDictionary<String, ManifestValue> = [:]
             for key in container.allKeys.sorted(by: { $0.stringValue < $1.stringValue }) {
                 fields[key.stringValue] = try container.decode(ManifestValue.self, forKey: key)
@@ -94,19 +98,14 @@ extension ManifestValue: Codable {
             var values: [ManifestValue] = []
             while !container.isAtEnd { values.append(try container.decode(ManifestValue.self)) }
             self = .array(values)
+        } else if single.decodeNil() {
+            self = .null
+        } else if let value = try? single.decode(Bool.self) {
+            self = .bool(value)
+        } else if let value = try? single.decode(Int64.self) {
+            self = .integer(value)
         } else {
-            let container = try decoder.singleValueContainer()
-            if container.decodeNil() {
-                self = .null
-            } else if let value = try? container.decode(Bool.self) {
-                self = .bool(value)
-            } else if let value = try? container.decode(Int64.self) {
-                self = .integer(value)
-            } else if let value = try? container.decode(Double.self) {
-                self = .number(value)
-            } else {
-                self = .string(try container.decode(String.self))
-            }
+            self = .number(try single.decode(Double.self))
         }
     }
 

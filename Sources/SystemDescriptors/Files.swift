@@ -131,18 +131,22 @@ public func listFolder(_ path: String) throws(Errno) -> [FolderEntry] {
             unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
         }
         if name == "." || name == ".." { continue }
-        var information = stat()
         // It may be gone by now; then it is no entry.
-        guard unsafe stat("\(path)/\(name)", &information) == 0 else { continue }
-        entries.append(
-            FolderEntry(
-                name: name, isFolder: information.st_mode & S_IFMT == S_IFDIR,
-                isRegular: information.st_mode & S_IFMT == S_IFREG,
-                size: Int64(information.st_size),
-                modified: Int64(information.st_mtim.tv_sec) * 1_000_000_000 + Int64(information.st_mtim.tv_nsec),
-                inode: UInt64(information.st_ino)))
+        if let found = folderEntry(name, in: path) { entries.append(found) }
     }
     return entries.sorted { $0.name < $1.name }
+}
+
+/// One entry of a folder; nil: it is not there.
+public func folderEntry(_ name: String, in path: String) -> FolderEntry? {
+    var information = stat()
+    guard unsafe stat("\(path)/\(name)", &information) == 0 else { return nil }
+    return FolderEntry(
+        name: name, isFolder: information.st_mode & S_IFMT == S_IFDIR,
+        isRegular: information.st_mode & S_IFMT == S_IFREG,
+        size: Int64(information.st_size),
+        modified: Int64(information.st_mtim.tv_sec) * 1_000_000_000 + Int64(information.st_mtim.tv_nsec),
+        inode: UInt64(information.st_ino))
 }
 
 /// Bytes of a file.
