@@ -43,6 +43,30 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
         return changed
     }
 
+    /// The same where many can be set in one step: `atOnce` is tried with all that differ, where they are at least
+    /// `least`; those that it throws for are set one by one. Returns how many it has set at once.
+    @discardableResult
+    public mutating func update(
+        to desired: [Key: Value], least: Int, atOnce: ([(key: Key, value: Value)]) throws -> Void,
+        _ operation: (Key, Value) throws -> Void
+    ) -> Int {
+        let changed = desired.filter { applied[$0.key] != $0.value && isDue($0.key) }
+        if changed.count >= least {
+            do {
+                try atOnce(changed.map { ($0.key, $0.value) })
+                for (key, value) in changed {
+                    applied[key] = value
+                    failures[key] = nil
+                }
+                return changed.count
+            } catch {
+                // Which one it was, each tells for itself.
+            }
+        }
+        update(to: desired, operation)
+        return 0
+    }
+
     /// Deletes what `desired` has not; returns the keys that went. Call it only when
     /// every source of `desired` has told its first complete list.
     @discardableResult

@@ -40,6 +40,9 @@ struct AddressRoutes: Sendable {
     /// The plan's own are known.
     private(set) var isSet = false
 
+    /// So many are written at once, and all flows look their routes up again.
+    private static let many = 256
+
     /// Takes what is in the map.
     mutating func adopt(_ actual: [IPAddress: UInt32]) {
         routes.adopt(actual)
@@ -55,6 +58,12 @@ struct AddressRoutes: Sendable {
     var applied: [IPAddress: UInt32] { routes.applied }
     var errors: [IPAddress: String] { routes.errors }
     var nextRetry: ContinuousClock.Instant? { routes.nextRetry }
+
+    /// The plan's own are as they were.
+    mutating func set(families new: Set<AddressFamily>) {
+        if new != families { mustCompare = true }
+        (families, isSet) = (new, true)
+    }
 
     /// Sets the plan's own.
     mutating func set(fixed new: [IPAddress: UInt32], families newFamilies: Set<AddressFamily>) {
@@ -105,7 +114,9 @@ struct AddressRoutes: Sendable {
         changed = []
         // One that was never there need not be tried again.
         routes.forgetFailures(routes.errors.keys.filter { wanted[$0] == nil })
-        routes.update(to: wanted) { try maps.setRoute(CIDR(host: $0), PlacedRoute(slot: Int($1), place: .address)) }
+        routes.update(to: wanted, least: Self.many, atOnce: { try maps.setRoutes($0) }) {
+            try maps.setRoute(CIDR(host: $0), PlacedRoute(slot: Int($1), place: .address))
+        }
         routes.remove(gone) { try maps.removeRoute(CIDR(host: $0)) }
     }
 }
@@ -113,6 +124,12 @@ struct AddressRoutes: Sendable {
 /// A change raises the generation of the slots that covered the prefix before and after it: their flows look up once
 /// more, nobody else's.
 extension NodeMaps {
+    /// Of single addresses. Flows of all slots look up once more.
+    func setRoutes(_ routes: [(key: IPAddress, value: UInt32)]) throws {
+        defer { try? config.raiseGeneration() }
+        try self.routes.update(addresses: routes)
+    }
+
     func setRoute(_ cidr: CIDR, _ route: PlacedRoute) throws {
         let before = try routes.slot(covering: cidr)
         try routes.update(cidr, slot: route.slot, place: route.place)

@@ -29,6 +29,8 @@ public struct EBPFSteering: SteeringBackend {
     /// Peers whose slots and whose endpoints are as they should be; nil: that is to be seen.
     private var preparedPeers: [PeerSlotKey: PeerSteering]?
     private var endpointPeers: [PeerSlotKey: PeerSteering]?
+    /// Routes of the plan that are as they should be; nil: that is to be seen.
+    private var settledRoutes: [CIDR: SteeringTarget]?
     /// As devices are called now.
     fileprivate var names: [UInt32: String] = [:]
     /// What earlier agents have left that this one does not use is gone.
@@ -63,7 +65,7 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     private mutating func adopt(_ found: [IPAddress: UInt32]? = nil) throws {
-        (preparedPeers, endpointPeers) = (nil, nil)
+        (preparedPeers, endpointPeers, settledRoutes) = (nil, nil, nil)
         slots = SlotAssignment(try maps.destinations.slotOwners(), count: maps.destinations.count)
         maps.destinations.setAction(DestinationSlot.outside, .clear)
         maps.destinations.setAction(DestinationSlot.pool, .clear)
@@ -92,7 +94,7 @@ public struct EBPFSteering: SteeringBackend {
         var problems: [Problem] = []
         try prepareSlots(plan, &problems)
         let table = maps
-        guard !endpoints.errors.isEmpty || plan.peers != endpointPeers else { return }
+        guard !hasEndpoints(plan) else { return }
         endpoints.update(to: wantedEndpoints(plan)) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
     }
 
@@ -140,10 +142,11 @@ public struct EBPFSteering: SteeringBackend {
     // MARK: Slots
 
     private mutating func prepareSlots(_ plan: SteeringPlan, _ problems: inout [Problem]) throws {
-        guard plan.peers != preparedPeers else { return }
-        (preparedPeers, endpointPeers) = (nil, nil)
+        let changed = plan.peers.filter { preparedPeers?[$0.key] != $0.value }
+        guard !changed.isEmpty || preparedPeers?.count != plan.peers.count else { return }
+        (preparedPeers, settledRoutes) = (nil, nil)
         var isWhole = true
-        for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
+        for (key, peer) in changed.sorted(by: { $0.key < $1.key }) {
             let owner = SlotOwner(node: key.node, family: key.family, publicKey: peer.publicKey)
             guard let slot = slots.assign(key) else {
                 problems.append(
@@ -169,7 +172,7 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     private mutating func releaseSlots(_ plan: SteeringPlan) throws {
-        let idle = slots.assigned.filter { plan.peers[$0.0] == nil && !plan.preserved.contains($0.0.family) }
+        let idle = slots.others(than: plan.peers).filter { !plan.preserved.contains($0.key.family) }
         guard !idle.isEmpty else { return }
         // Not while a route or an endpoint still leads there.
         var used = Set(routes.applied.values.map(\.slot)).union(endpoints.applied.values.map(\.slot))
@@ -179,17 +182,25 @@ public struct EBPFSteering: SteeringBackend {
             maps.destinations.raiseGeneration(slot)
             try maps.destinations.setOwner(slot, nil)
             slots.release(key)
-            preparedPeers = nil
+            (preparedPeers, settledRoutes) = (nil, nil)
         }
     }
 
     // MARK: Addresses
 
+    /// Whether the peers' endpoints are as they should be.
+    private func hasEndpoints(_ plan: SteeringPlan) -> Bool {
+        guard endpoints.errors.isEmpty, let known = endpointPeers, known.count == plan.peers.count else { return false }
+        return plan.peers.allSatisfy { known[$0.key]?.endpoints == $0.value.endpoints }
+    }
+
     private func wantedEndpoints(_ plan: SteeringPlan) -> [IPAddress: EndpointValue] {
         var wanted: [IPAddress: EndpointValue] = [:]
         for (key, peer) in plan.peers.sorted(by: { $0.key < $1.key }) {
             guard let slot = slots[key] else { continue }
-            for endpoint in peer.endpoints.sorted(by: { $0.description < $1.description }) {
+            let endpoints = Array(peer.endpoints)
+            for endpoint in endpoints.count < 2 ? endpoints : endpoints.sorted(by: { $0.description < $1.description })
+            {
                 wanted[endpoint.address] = EndpointValue(endpoint: endpoint, slot: slot)
             }
         }
@@ -198,12 +209,12 @@ public struct EBPFSteering: SteeringBackend {
 
     private mutating func applyAddresses(_ plan: SteeringPlan) {
         let table = maps
-        if !endpoints.errors.isEmpty || plan.peers != endpointPeers || !plan.preserved.isEmpty {
+        if !hasEndpoints(plan) || !plan.preserved.isEmpty {
             endpointPeers = nil
             let wanted = wantedEndpoints(plan)
             endpoints.update(to: wanted) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
             endpoints.prune(to: wanted) { try table.endpoints.delete($0) }
-            if endpoints.errors.isEmpty, plan.preserved.isEmpty { endpointPeers = plan.peers }
+            if endpoints.errors.isEmpty, plan.preserved.isEmpty, preparedPeers != nil { endpointPeers = plan.peers }
         }
         let wantedLocals = plan.locals.merging(
             locals.applied.filter { plan.preserved.contains($0.key.family) && $0.value.kind == .tunnel }
@@ -229,17 +240,19 @@ public struct EBPFSteering: SteeringBackend {
     // MARK: Routes
 
     private func chooseBlockLengths(_ plan: SteeringPlan, _ wanted: inout DataplaneConfig) {
-        var slots: [CIDR: Int] = [:]
-        for (cidr, target) in plan.routes {
-            slots[cidr] = target == .pool ? DestinationSlot.pool : DestinationSlot.local
-        }
         for family in AddressFamily.allCases {
-            let length = RouteLayout.blockLength(slots, family, inForce: config?.blockLength(family) ?? 0)
+            let length = RouteLayout.blockLength(plan.routes, family, inForce: config?.blockLength(family) ?? 0)
             if length != 0 { wanted.blockLengths[family] = length }
         }
     }
 
     private mutating func applyRoutes(_ plan: SteeringPlan) {
+        let isSettled = routes.errors.isEmpty && plan.preserved.isEmpty && settledRoutes == plan.routes
+        guard !isSettled else {
+            addresses.set(families: plan.workloads?.families ?? [])
+            return addresses.apply(plan.workloads, slots, maps, preserved: plan.preserved)
+        }
+        settledRoutes = nil
         var wanted: [CIDR: Int] = [:]
         var single: [IPAddress: UInt32] = [:]
         for (cidr, target) in plan.routes {
@@ -261,6 +274,7 @@ public struct EBPFSteering: SteeringBackend {
         routes.update(to: placed) { try table.setRoute($0, $1) }
         addresses.apply(plan.workloads, slots, table, preserved: plan.preserved)
         routes.prune(to: placed) { try table.removeRoute($0) }
+        if routes.errors.isEmpty, plan.preserved.isEmpty { settledRoutes = plan.routes }
     }
 
     /// Takes in that pods' addresses have other nodes; `apply` or `changeWorkloads` makes it so.
@@ -340,16 +354,21 @@ public struct EBPFSteering: SteeringBackend {
     }
 
     private func report() -> [Problem] {
+        func problem(_ what: String, _ key: String, _ error: String) -> Problem {
+            Problem(
+                resource: "Dataplane", field: what, value: key, message: error,
+                remedy: "it is tried again; see `wgplane doctor`")
+        }
         func problems<Key: CustomStringConvertible>(_ errors: [Key: String], _ what: String) -> [Problem] {
-            errors.map {
-                Problem(
-                    resource: "Dataplane", field: what, value: "\($0.key)", message: $0.value,
-                    remedy: "it is tried again; see `wgplane doctor`")
-            }
+            errors.map { problem(what, "\($0.key)", $0.value) }
         }
         return problems(routes.errors, "routes") + problems(addresses.errors, "routes")
             + problems(locals.errors, "locals")
             + problems(endpoints.errors, "endpoints")
+            + sources.errors.map {
+                problem("allowed sources", "\($0.key.prefix) at device \($0.key.interface)", $0.value)
+            }
+            + interfaces.errors.map { problem("checked devices", "\($0.key)", $0.value) }
             + hooks.errors.map {
                 Problem(
                     resource: "Device/\($0.key.device)", field: $0.key.hook.name, message: $0.value,

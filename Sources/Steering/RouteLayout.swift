@@ -14,10 +14,10 @@ enum RouteLayout {
     /// The length that most prefixes have, of those between pools and single addresses; 0: none.
     ///
     /// What is in force stays: another length would be looked up before its prefixes are there.
-    static func blockLength(_ routes: [CIDR: Int], _ family: AddressFamily, inForce: Int) -> Int {
+    static func blockLength(_ routes: [CIDR: SteeringTarget], _ family: AddressFamily, inForce: Int) -> Int {
         if inForce != 0 { return inForce }
         var counts: [Int: Int] = [:]
-        for (cidr, slot) in routes where cidr.family == family && !cidr.isHost && slot != DestinationSlot.pool {
+        for (cidr, target) in routes where cidr.family == family && !cidr.isHost && target != .pool {
             counts[cidr.prefixLength, default: 0] += 1
         }
         return counts.max { ($0.value, $0.key) < ($1.value, $1.key) }?.key ?? 0

@@ -23,7 +23,10 @@ struct SlotAssignment: Sendable {
 
     mutating func setOwner(_ slot: Int, _ owner: SlotOwner) { owners[slot] = owner }
 
-    var assigned: [(PeerSlotKey, Int)] { slots.sorted { $0.key < $1.key }.map { ($0.key, $0.value) } }
+    /// Those of peers that are not among these.
+    func others(than peers: [PeerSlotKey: PeerSteering]) -> [(key: PeerSlotKey, slot: Int)] {
+        slots.filter { peers[$0.key] == nil }.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
+    }
 
     /// The key's slot, or the next that nobody has: one just freed comes last, so that
     /// flows of its former owner have long looked up anew.

@@ -14,7 +14,7 @@ public struct PeerSlotKey: Sendable, Hashable, Comparable {
         self.family = family
     }
 
-    public static func < (a: Self, b: Self) -> Bool { (a.node, a.family) < (b.node, b.family) }
+    public static func < (a: Self, b: Self) -> Bool { a.node == b.node ? a.family < b.family : a.node < b.node }
 }
 
 /// How packets to a peer's prefixes go.

@@ -19,7 +19,7 @@ struct RouteLayoutTests {
         let some = try routes([
             "10.48.0.0/16": 1, "10.49.0.0/16": 1, "10.50.0.0/16": 1, "10.48.1.0/26": 3, "10.48.2.0/26": 4,
             "10.48.3.0/24": 5, "10.48.9.9/32": 3,
-        ])
+        ]).mapValues { $0 == 1 ? SteeringTarget.pool : .peer(PeerSlotKey(node: "node\($0)", family: .ipv4)) }
         #expect(RouteLayout.blockLength(some, .ipv4, inForce: 0) == 26, "pools and single addresses do not count")
         #expect(RouteLayout.blockLength(some, .ipv4, inForce: 24) == 24)
         #expect(RouteLayout.blockLength(some, .ipv6, inForce: 0) == 0)
