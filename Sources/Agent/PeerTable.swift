@@ -39,7 +39,8 @@ struct PeerTable: Sendable {
     static let quiet = Duration.milliseconds(500)
     /// Ages of a handshake at which it is begun again; afterwards WireGuard's own five seconds do.
     static let beginAgainLimit = 128
-    static let beginAgain: [Duration] = [.milliseconds(300), .milliseconds(800), .milliseconds(1800)]
+    /// Early at first: who has just been told of a key takes a moment, and what came before was lost on it.
+    static let beginAgain: [Duration] = [100, 300, 800, 1800].map { .milliseconds($0) }
 
     /// A peer's state, for status.
     enum Readiness: String, Sendable, Codable, CaseIterable {

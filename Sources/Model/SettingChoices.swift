@@ -51,12 +51,13 @@ public enum InputRuleChoice: String, Sendable, Hashable, Codable, CaseIterable {
     case auto = "Auto"
 }
 
-/// What happens to traffic that is to be encrypted and cannot be.
+/// What happens when most nodes go at once.
 public enum MassDeletionChoice: String, Sendable, Hashable, Codable, CaseIterable {
     case hold = "Hold"
     case apply = "Apply"
 }
 
+/// What happens to traffic that is to be encrypted and cannot be.
 public enum StrictModeChoice: String, Sendable, Hashable, Codable, CaseIterable {
     case disabled = "Disabled"
     case enabled = "Enabled"

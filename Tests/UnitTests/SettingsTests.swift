@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Datastore
 import Foundation
 import Model
 import OrderedCollections
@@ -103,6 +104,23 @@ struct SettingsTests {
             #expect(problem.field.hasPrefix("spec.\(name)") && problem.severity == .error, "\(problem)")
             #expect(problem.resource == "\(setting.resource.rawValue)/node.n1" && !problem.remedy.isEmpty)
         }
+    }
+
+    @Test(
+        "every field of our own kind is in its definition for Kubernetes, which would drop it otherwise, and no other")
+    func definition() throws {
+        let file = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+            .deletingLastPathComponent().appending(path: "scripts/deploy/base/crd.yaml")
+        let content = try ManifestText.parse(String(contentsOf: file, encoding: .utf8), origin: "crd.yaml")
+        guard case .array(let versions)? = content[["spec", "versions"]], let version = versions.first,
+            case .object(let fields)? = version[
+                ["schema", "openAPIV3Schema", "properties", "spec", "properties"]]
+        else {
+            Issue.record("crd.yaml has no fields")
+            return
+        }
+        let own = SettingDescription.all.filter { $0.resource == .dataplaneConfiguration }.map(\.name)
+        #expect(Set(fields.keys) == Set(own))
     }
 
     @Test("the value that was in force stays, also for an agent that has just started")
