@@ -83,6 +83,13 @@ let package = Package(
                 "BPF", "SystemDescriptors", "Model", arguments,
                 table, collections, lifecycle, signals, log,
             ], swiftSettings: strict),
+        // Measures the others; no part of the product (scripts/bench.sh).
+        .executableTarget(
+            name: "wgplane-bench",
+            dependencies: [
+                "Lab", "Agent", "Datastore", "DesiredState", "Steering", "WireGuard", "Flows", "DataplaneMaps",
+                "BPFObjects", "BPF", "Netlink", "SystemDescriptors", "Model", "CBenchmark", arguments, collections, log,
+            ], path: "Sources/Benchmarks", swiftSettings: strict, plugins: ["BPFBuildPlugin"]),
         .target(
             name: "Lab",
             dependencies: [
@@ -160,6 +167,7 @@ let package = Package(
 
         .target(name: "CDataplaneABI", path: "bpf", sources: ["abi.c"], publicHeadersPath: "include"),
         .target(name: "CLinuxUAPI"),
+        .target(name: "CBenchmark"),
         .systemLibrary(name: "CLibbpf", pkgConfig: "libbpf", providers: [.apt(["libbpf-dev", "libelf-dev"])]),
         .systemLibrary(name: "CSodium", pkgConfig: "libsodium", providers: [.apt(["libsodium-dev"])]),
         .plugin(name: "BPFBuildPlugin", capability: .buildTool(), path: "Sources/BPFBuildPlugin"),
@@ -177,11 +185,14 @@ let package = Package(
                 "Lab", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState", "SystemDescriptors",
                 "Model", nio, sockets, collections, log,
             ], swiftSettings: strict),
+        .target(name: "AllocationCounter", path: "Tests/AllocationCounter"),
         .testTarget(
             name: "ProgramTests",
-            dependencies: ["Lab", "Flows", "DataplaneMaps", "BPF", "SystemDescriptors", "Model", system],
-            swiftSettings: strict
-        ),
+            dependencies: [
+                "Lab", "DesiredState", "Steering", "Flows", "DataplaneMaps", "BPF", "Netlink", "SystemDescriptors",
+                "Model",
+                "AllocationCounter", collections, system,
+            ], exclude: ["bounds.json"], swiftSettings: strict),
         .testTarget(
             name: "ClusterTests",
             dependencies: [

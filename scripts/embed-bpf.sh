@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Compiles one BPF program and writes it as a Swift constant. Called by the build plugin:
-# embed-bpf.sh SOURCE INCLUDE-DIR OUTPUT.swift NAME
+# embed-bpf.sh SOURCE INCLUDE-DIR OUTPUT.swift NAME [own|foreign]; foreign: for a module that BPFImage is not of.
 set -eu
-source=$1 include=$2 output=$3 name=$4
+source=$1 include=$2 output=$3 name=$4 module=${5:-own}
 object=$(mktemp "${TMPDIR:-/tmp}/wgplane-bpf.XXXXXX")
 trap 'rm -f "$object"' EXIT INT TERM
 
@@ -27,7 +27,9 @@ strip() {
 strip "$object"
 {
 	echo "// Generated from bpf/$name.bpf.c; do not edit."
-	printf 'extension BPFImage {\n    public static let %s = BPFImage(name: "%s", base64: "' "$name" "$name"
+	access=public
+	[ "$module" = own ] || { access=internal && echo "internal import BPFObjects"; }
+	printf 'extension BPFImage {\n    %s static let %s = BPFImage(name: "%s", base64: "' "$access" "$name" "$name"
 	base64 -w0 "$object"
 	printf '")\n}\n'
 } >"$output"

@@ -9,4 +9,9 @@ public struct BPFImage: Sendable {
     public let name: String
     /// The ELF object, in base64 (RFC 4648).
     public let base64: StaticString
+
+    public init(name: String, base64: StaticString) {
+        self.name = name
+        self.base64 = base64
+    }
 }

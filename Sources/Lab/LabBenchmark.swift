@@ -28,6 +28,18 @@ public enum LabBenchmark {
             ])
     }
 
+    /// The same, with a block of addresses that no pod has yet.
+    public static func nodeWithBlock(_ number: Int) -> [Manifest] {
+        let node = node(number)
+        guard let block = CIDR(masking: podAddress(number * 64), prefixLength: 26) else { return [node] }
+        return [node, LabResources.affinity(block, node: node.key.name)]
+    }
+
+    /// Of `bench-N`'s pods in turn.
+    public static func podAddress(_ number: Int) -> IPAddress {
+        IPAddress(family: .ipv4, bits: 0x0a40_0000 + UInt128(number))
+    }
+
     /// A pod on a node, with an address and what a small pod has beside.
     public static func pod(_ name: String, node: String, _ addresses: [IPAddress]) -> Manifest {
         LabResources.manifest(
@@ -77,8 +89,8 @@ public enum LabBenchmark {
         do {
             for number in 1...max(1, nodes) where nodes > 0 { try await add(node(number)) }
             for number in 0..<pods {
-                let address = IPAddress(family: .ipv4, bits: 0x0a40_0000 + UInt128(number))
-                try await add(pod("bench-\(number)", node: "bench-\(number % max(1, nodes) + 1)", [address]))
+                try await add(
+                    pod("bench-\(number)", node: "bench-\(number % max(1, nodes) + 1)", [podAddress(number)]))
             }
             if !batch.isEmpty { try await writer.put(batch) }
         } catch {

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CBenchmark
+import DataplaneMaps
+import Foundation
+import Lab
+import Model
+import SystemDescriptors
+
+/// What a large cluster costs an agent at rest.
+struct ScaleBenchmark: Benchmark {
+    static let name = "scale"
+    static let text = "memory and CPU of an agent at rest: 1,000 and 5,000 nodes, 100,000 pods, 100,000 flows (etcd)"
+
+    static func run(_ context: BenchmarkContext) async throws -> [Result] {
+        var results: [Result] = []
+        let sizes = context.effort.pick([(1000, 20_000), (5000, 100_000)], quick: [(1000, 20_000)])
+        for (nodes, pods) in sizes {
+            results += try await AgentRig.with(context, nodes: 1, datastore: .etcd, platform: .eks) { rig in
+                try await measure(rig, nodes, pods, context)
+            }
+        }
+        return results
+    }
+
+    private static func measure(_ rig: AgentRig, _ nodes: Int, _ pods: Int, _ context: BenchmarkContext) async throws
+        -> [Result]
+    {
+        try await rig.lab.stopAgent("node1", signal: 15)
+        let control = try rig.lab.place("control")
+        let launch = ProgramLaunch(
+            [rig.wgplane, "lab", "fill", "--name", rig.lab.spec.name, "--nodes", "\(nodes)", "--pods", "\(pods)"],
+            environment: rig.lab.environment("control"), ownSession: false)
+        guard try control.run({ try launch.run() }) == 0 else { throw BenchmarkError("the lab cannot be filled") }
+        let began = monotonicNanoseconds()
+        try await rig.lab.startAgent("node1")
+        let maps = try rig.lab.maps("node1")
+        while try maps.routes.addressEntries().count < pods {
+            guard monotonicNanoseconds() - began < 180_000_000_000 else {
+                throw BenchmarkError("not complete in 180 s")
+            }
+            try await Task.sleep(for: .milliseconds(100))
+        }
+        let complete = Double(monotonicNanoseconds() - began) / 1e9
+        let flows = context.effort.pick(100_000, quick: 20_000)
+        try await makeFlows(rig, pods, flows)
+        // What the start has left to do, and a pass or two.
+        try await Task.sleep(for: .seconds(context.effort.pick(25, quick: 12)))
+        let found = try maps.flows.list().count
+        let load = try await rig.load(seconds: context.effort.pick(60, quick: 20))
+        let text =
+            "\(Figure.text(Double(nodes))) nodes, \(Figure.text(Double(pods))) pods, \(Figure.text(Double(found))) flows"
+        return [
+            Result(name, "\(text): resident", [try await rig.memory()], "MiB", goal: .valueBelow(150)),
+            Result(name, "\(text): at most since its start", [try await rig.memory("VmHWM")], "MiB"),
+            Result(name, "\(text): idle", [load], "% of a core", goal: .valueBelow(1)),
+            Result(name, "\(text): from its start to all routes", [complete], "s"),
+        ]
+    }
+
+    private static func makeFlows(_ rig: AgentRig, _ pods: Int, _ count: Int) async throws {
+        let place = try rig.lab.place("node1-pod1")
+        let addresses = (0..<min(count, pods)).flatMap { LabBenchmark.podAddress($0).bytes }
+        try await Task.detachedThread {
+            try place.run {
+                let socket = wgb_udp_socket(0, 0)
+                guard socket >= 0 else { throw BenchmarkError("no socket: errno \(-socket)") }
+                defer { close(socket) }
+                _ = wgb_udp_send(socket, 0, addresses, addresses.count / 4, 32, UInt64(count), 0)
+            }
+        }
+    }
+}
