@@ -46,13 +46,18 @@ finish() {
 	status=$?
 	trap - EXIT INT TERM
 	for process in $(jobs -pr); do kill -- -"$process" 2>/dev/null && wait "$process" 2>/dev/null; done
-	for left in /run/wgplane-lab/bench*; do
-		[ -e "$left" ] && "$binaries/wgplane" lab down --name "${left##*/}" --partial >/dev/null 2>&1
-	done
+	# What a runner that was ended has left, by its number.
+	if [ -n "$runner" ]; then
+		[ ! -e /run/wgplane-lab/bench"$runner" ] || "$binaries/wgplane" lab down --name bench"$runner" --partial >/dev/null 2>&1
+		rm -rf /sys/fs/bpf/wgplane-bench-"$runner"*
+		for left in /run/wgplane-bench-"$runner"*; do
+			[ ! -e "$left" ] || { umount -Rl "$left" 2>/dev/null || true; rm -rf "$left"; }
+		done
+	fi
 	rm -rf "$scratch"
 	exit $status
 }
-binaries=
+binaries= runner=
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -72,7 +77,8 @@ inside=()
 for name in "${only[@]}"; do [ "$name" = first-run ] || inside+=("$name"); done
 if [ ${#inside[@]} -gt 0 ]; then
 	"$binaries/wgplane-bench" run "${inside[@]}" "${quick[@]}" --lines "$scratch/host" --wgplane "$binaries/wgplane" &
-	wait $! || failed=1
+	runner=$!
+	wait $runner || failed=1
 fi
 machine=()
 for name in tunnel peers; do ! chosen $name || machine+=($name); done

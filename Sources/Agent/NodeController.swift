@@ -184,6 +184,7 @@ public actor NodeController {
     /// The kernel has told of a change of links, addresses, routes or rules, perhaps ours.
     func networkChanged() {
         wholePassDue = .now
+        farEnds.forget()
         routing?.resyncTable()
     }
 

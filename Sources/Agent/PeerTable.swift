@@ -39,8 +39,10 @@ struct PeerTable: Sendable {
     static let quiet = Duration.milliseconds(500)
     /// Ages of a handshake at which it is begun again; afterwards WireGuard's own five seconds do.
     static let beginAgainLimit = 128
-    /// Early at first: who has just been told of a key takes a moment, and what came before was lost on it.
-    static let beginAgain: [Duration] = [100, 300, 800, 1800].map { .milliseconds($0) }
+    static let beginAgain: [Duration] = [.milliseconds(300), .milliseconds(800), .milliseconds(1800)]
+    /// The same for the first of all handshakes of a new device: who has just been told of its key takes a moment, and
+    /// what came before was lost on it.
+    static let beginAgainFirst = [.milliseconds(100)] + beginAgain
 
     /// A peer's state, for status.
     enum Readiness: String, Sendable, Codable, CaseIterable {
@@ -255,7 +257,8 @@ struct PeerTable: Sendable {
                 }
                 if let heard = heard[key], now - heard.since < Self.quiet { return false }
                 let attempt = attempts[key] ?? 0
-                return attempt < Self.beginAgain.count && now - since >= Self.beginAgain[attempt]
+                let ages = ready.isEmpty && carriers.isEmpty ? Self.beginAgainFirst : Self.beginAgain
+                return attempt < ages.count && now - since >= ages[attempt]
             }.keys)
     }
 

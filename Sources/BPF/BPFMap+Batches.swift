@@ -32,7 +32,8 @@ extension BPFMap {
             }
             // Where the kernel has no batches it says so before the first; else it has set as many as it says.
             let isRefused = result != -ENOMEM && result != -EAGAIN && result != -E2BIG
-            done += isRefused ? 0 : Int(min(count, UInt32(part.count)))
+            // Before 6.8 it says all where it had no memory to begin with.
+            done += isRefused || count >= UInt32(part.count) ? 0 : Int(count)
             // The stock of a map that is not preallocated was empty for a moment: one of them waits for it.
             let next = isRefused ? part.endIndex : min(part.endIndex, done + 1)
             try updateSingly(entries[done..<next])

@@ -34,7 +34,7 @@ struct PacketBenchmark: Benchmark {
         }
     }
 
-    /// The packet of a flow: 100 destinations, then other ports.
+    /// The packet of a flow: 1,000 destinations, then other ports.
     private static func flow(_ rig: ProgramRig, _ family: AddressFamily, _ number: Int) -> [UInt8] {
         ProgramRig.packet(
             rig.address(family, .pod), rig.remote(family, number % 1000 * 19), port: UInt16(20_000 + number / 1000))

@@ -53,13 +53,16 @@ struct PeersBenchmark: Benchmark {
             try backend.apply(DeviceChange(peers: removals ?? []), to: own)
         }
         var isMoved = false
+        var isOtherMoved = false
         var turns = Alternation()
         turns.add("set") {
             try empty()
+            isMoved = false
             return try Tools.milliseconds { try backend.apply(DeviceChange(peers: peers), to: own) }
         }
         turns.add("setconf") {
             try Tools.run(["wg", "setconf", other, "\(folder)/none"])
+            isOtherMoved = false
             return try Tools.milliseconds { try Tools.run(["wg", "setconf", other, "\(folder)/all"]) }
         }
         turns.add("change") {
@@ -74,8 +77,9 @@ struct PeersBenchmark: Benchmark {
             return try Tools.milliseconds { try backend.apply(DeviceChange(peers: changes), to: own) }
         }
         turns.add("syncconf") {
-            try Tools.milliseconds {
-                try Tools.run(["wg", "syncconf", other, "\(folder)/\(isMoved ? "moved" : "all")"])
+            isOtherMoved.toggle()
+            return try Tools.milliseconds {
+                try Tools.run(["wg", "syncconf", other, "\(folder)/\(isOtherMoved ? "moved" : "all")"])
             }
         }
         turns.add("read") {

@@ -121,7 +121,11 @@ final class ProgramRig {
                 try maps.routes.update(own, slot: DestinationSlot.local, place: .block)
             }
             try maps.locals.update(
-                address(family, .pod), LocalAddress(kind: .pod, interface: Self.interface, mtu: 1420))
+                address(family, .pod),
+                LocalAddress(
+                    kind: .pod, interface: Self.interface, mtu: 1420,
+                    farEnd: DataplaneFeatures.countsAtFarEnds
+                        ? FrameAddresses(destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2]) : nil))
             try maps.locals.update(address(family, .tunnel), LocalAddress(kind: .tunnel))
             try maps.locals.update(address(family, .host), LocalAddress(kind: .host))
         }

@@ -71,7 +71,7 @@ struct LoadRunner {
         }
         let isIPv6: Int32 = load.family == .ipv6 ? 1 : 0
         return try SteeringRig.pod.run {
-            wgb_pin(SteeringRig.processor)
+            try SteeringRig.pin()
             let socket = wgb_udp_socket(isIPv6, load.segments > 1 ? UInt16(load.payload) : 0)
             guard socket >= 0 else { throw BenchmarkError("no socket: errno \(-socket)") }
             defer { close(socket) }
@@ -86,7 +86,7 @@ struct LoadRunner {
             isPartial: load.segments > 1)
         let tun = rig.tun
         return try SteeringRig.node.run {
-            wgb_pin(SteeringRig.processor)
+            try SteeringRig.pin()
             return wgb_tun_receive(
                 tun, packet, packet.count, load.segments > 1 ? UInt16(load.payload) : 0,
                 load.family == .ipv4 ? 20 : 40, UInt64(count / load.segments))

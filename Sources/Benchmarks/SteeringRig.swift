@@ -39,6 +39,12 @@ final class SteeringRig {
     /// The processor on which everything happens.
     static let processor: Int32 = 1
 
+    /// Puts the calling thread there.
+    static func pin() throws {
+        let error = wgb_pin(processor)
+        if error != 0 { throw BenchmarkError("needs processor \(processor) for itself: errno \(error)") }
+    }
+
     private static var folder: String { "/run/wgplane-bench-\(ProcessInfo.processInfo.processIdentifier)" }
     static let node = NamespaceFiles(network: "\(folder)/node")
     static let pod = NamespaceFiles(network: "\(folder)/pod")

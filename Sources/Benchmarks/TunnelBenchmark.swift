@@ -17,8 +17,9 @@ struct TunnelBenchmark: Benchmark {
     static let name = "tunnel"
     static let text = "throughput, packets and latency from pod to pod, beside the same hosts joined with wg and routes"
 
-    private static let device = "wghand"
-    private static let port: UInt16 = 51900
+    private static func device(_ family: AddressFamily) -> (name: String, port: UInt16) {
+        family == .ipv4 ? ("wghand4", 51900) : ("wghand6", 51901)
+    }
 
     static func run(_ context: BenchmarkContext) async throws -> [Result] {
         try await AgentRig.with(context, families: [.ipv4, .ipv6]) { rig in
@@ -65,16 +66,21 @@ struct TunnelBenchmark: Benchmark {
             try await Task.detachedThread {
                 try rig.lab.place("node\(number)").run {
                     let backend = try BackendSelection.backend(kind)
-                    try backend.create(device: device, mtu: 1420)
-                    var change = PeerChange(peer)
-                    change.endpoint = Endpoint(address: LabAddresses.node(other, .ipv4), port: port)
-                    let pods = AddressFamily.allCases.map { CIDR(host: LabAddresses.pod(other, 1, $0)) }
-                    change.allowedIPs = pods
-                    try backend.apply(DeviceChange(privateKey: own, listeningPort: port, peers: [change]), to: device)
                     let session = try RouteSession()
-                    guard let link = try session.link(named: device) else { throw BenchmarkError("no device") }
-                    try session.setLink(link.index, up: true)
-                    for pod in pods { try session.replaceRoute(Route(pod, index: link.index)) }
+                    // A device for each family, over the underlay of that family, as the agent has them.
+                    for family in AddressFamily.allCases {
+                        let (name, port) = device(family)
+                        try backend.create(device: name, mtu: 1420)
+                        var change = PeerChange(peer)
+                        change.endpoint = Endpoint(address: LabAddresses.node(other, family), port: port)
+                        let pod = CIDR(host: LabAddresses.pod(other, 1, family))
+                        change.allowedIPs = [pod]
+                        try backend.apply(
+                            DeviceChange(privateKey: own, listeningPort: port, peers: [change]), to: name)
+                        guard let link = try session.link(named: name) else { throw BenchmarkError("no device") }
+                        try session.setLink(link.index, up: true)
+                        try session.replaceRoute(Route(pod, index: link.index))
+                    }
                 }
             }
         }
@@ -87,7 +93,9 @@ struct TunnelBenchmark: Benchmark {
         }
         for number in 1...2 {
             try await Task.detachedThread {
-                try rig.lab.place("node\(number)").run { try BackendSelection.delete(device: device) }
+                try rig.lab.place("node\(number)").run {
+                    for family in AddressFamily.allCases { try BackendSelection.delete(device: device(family).name) }
+                }
             }
         }
         try await rig.encrypt(true)

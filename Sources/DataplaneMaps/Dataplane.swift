@@ -47,29 +47,27 @@ public struct DataplanePrograms: Sendable {
         for next in more { _ = try program(next.hook, isEthernet: next.isEthernet) }
     }
 
-    /// Loads programs on two threads, for verifying one takes tens of milliseconds. Two that make the same map at once
-    /// may fail; who needs them loads them then.
+    /// Loads programs on two threads, for verifying one takes tens of milliseconds. Of one that fails nothing else is tried
+    /// here (two that make the same map at once may): who needs it loads it then.
     private mutating func loadBeside(_ more: [(hook: Hook, isEthernet: Bool)]) {
         let halves = [more.indices.filter { $0 % 2 == 0 }, more.indices.filter { $0 % 2 == 1 }].map {
             $0.map { more[$0] }
         }
         let start = self
-        let loaded = Mutex<(programs: [Key: BPFProgram], mayAsk: Bool)>(([:], true))
+        let loaded = Mutex<[Key: BPFProgram]>([:])
         let workers = halves.map { half in
             BackgroundThread {
-                var own = start
                 for next in half {
-                    guard let program = try? own.program(next.hook, isEthernet: next.isEthernet) else { continue }
-                    loaded.withLock { $0.programs[Key(hook: next.hook, isEthernet: next.isEthernet)] = program }
+                    guard let image = Self.images.first(where: { $0.name == next.hook.name }),
+                        let program = try? Self.load(
+                            image, next.hook, start.layout, start.constants(isEthernet: next.isEthernet))
+                    else { continue }
+                    loaded.withLock { $0[Key(hook: next.hook, isEthernet: next.isEthernet)] = program }
                 }
-                let mayAsk = own.mayAskConntrack
-                loaded.withLock { $0.mayAsk = $0.mayAsk && mayAsk }
             }
         }
         for worker in workers { worker.join() }
-        let (found, mayAsk) = loaded.withLock { $0 }
-        programs.merge(found) { own, _ in own }
-        mayAskConntrack = mayAskConntrack && mayAsk
+        programs.merge(loaded.withLock { $0 }) { own, _ in own }
     }
 
     /// Loads nothing yet: each program, and the maps that it names, when it is asked for.
@@ -87,11 +85,7 @@ public struct DataplanePrograms: Sendable {
         while true {
             do {
                 let program = try Self.load(
-                    hook, layout,
-                    wgp_constants(
-                        link_header_length: isEthernet ? 14 : 0, coarse_clock: useCoarseClock ? 1 : 0,
-                        clsact: isClsact ? 1 : 0, uncounted: countsFlows ? 0 : 1,
-                        vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0)))
+                    hook, layout, constants(isEthernet: isEthernet))
                 programs[key] = program.program
                 if program.isPlain { mayAskConntrack = false }
                 return program.program
@@ -103,6 +97,13 @@ public struct DataplanePrograms: Sendable {
                 useCoarseClock = false
             }
         }
+    }
+
+    private func constants(isEthernet: Bool) -> wgp_constants {
+        wgp_constants(
+            link_header_length: isEthernet ? 14 : 0, coarse_clock: useCoarseClock ? 1 : 0, clsact: isClsact ? 1 : 0,
+            uncounted: countsFlows ? 0 : 1,
+            vxlan_ports: (vxlanPorts.first ?? 0, vxlanPorts.dropFirst().first ?? 0))
     }
 
     /// All programs that are loaded, with what tells them apart.

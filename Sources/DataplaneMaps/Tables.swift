@@ -73,9 +73,11 @@ public struct FrameAddresses: Sendable, Hashable, Codable {
         bytes = destination + source
     }
 
+    public var destination: [UInt8] { Array(bytes.prefix(6)) }
+
     /// `02:00:00:00:00:01`, of the destination.
     public var destinationText: String {
-        bytes.prefix(6).map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: ":")
+        destination.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: ":")
     }
 }
 

@@ -11,6 +11,7 @@ extension DirectoryDatastore {
     /// Looks again whatever was told: a folder may have been away, or mounted over.
     private static let period = Duration.seconds(10)
     private static let restraint = 500
+    private static let longestPeriod = Duration.seconds(120)
 
     public nonisolated func follow(_ feed: ChangeFeed) async {
         await withTaskGroup(of: Void.self) { group in
@@ -31,13 +32,19 @@ extension DirectoryDatastore {
                     if let watch { _ = await self.watchFolders(watch) }
                     let began = ContinuousClock.now
                     await self.findDrift(hints)
+                    hints.addStock()
                     look.yield()
                     // Where a look takes long, it is taken so many times less often: the kernel tells of changes.
-                    try? await Task.sleep(for: max(Self.period, (.now - began) * Self.restraint))
+                    let pause = min(Self.longestPeriod, (.now - began) * Self.restraint)
+                    try? await Task.sleep(for: max(Self.period, pause))
                 }
             }
             var told: Told?
             for await _ in looks {
+                // What this process has read for others is known here, and was not told.
+                if hints.takeStock(), let told {
+                    if let files = await self.untold(told.versions) { hints.add(files: files) } else { hints.addAll() }
+                }
                 let files = hints.take()
                 if let files, await self.tell(feed, &told, of: files) { continue }
                 await self.tell(feed, &told)
@@ -48,7 +55,7 @@ extension DirectoryDatastore {
 
     /// Which files are to be looked at: those of the folders of kinds that have changed; else all.
     private final class Hints: Sendable {
-        private let waiting = Mutex<(files: Set<String>, all: Bool)>(([], true))
+        private let waiting = Mutex<(files: Set<String>, all: Bool, stock: Bool)>(([], true, false))
         private let folders: [String: String]
         private let parent: String
         private let own: String
@@ -59,6 +66,16 @@ extension DirectoryDatastore {
                 uniqueKeysWithValues: ResourceKind.allCases.map { ("\(path)/\($0.plural)", $0.plural) })
             parent = "/" + parts.dropLast().joined(separator: "/")
             own = parts.last.map(String.init) ?? ""
+        }
+
+        /// What was told is to be compared with what is known.
+        func addStock() { waiting.withLock { $0.stock = true } }
+
+        func takeStock() -> Bool {
+            waiting.withLock { waiting in
+                defer { waiting.stock = false }
+                return waiting.stock
+            }
         }
 
         func add(files: Set<String>) { waiting.withLock { $0.files.formUnion(files) } }
@@ -72,6 +89,8 @@ extension DirectoryDatastore {
             for (folder, names) in changes.names {
                 if let kind = folders[folder] {
                     for name in names where DirectoryDatastore.isManifestFile(name) { files.insert("\(kind)/\(name)") }
+                    // The kubelet's volumes change all their files at once, behind a link `..data`.
+                    all = all || names.contains { $0.hasPrefix("..") }
                 } else if folder == parent ? names.contains(own) : names.contains(where: { !$0.hasPrefix(".") }) {
                     all = true
                 }
@@ -86,7 +105,7 @@ extension DirectoryDatastore {
         /// Nil: all.
         func take() -> Set<String>? {
             waiting.withLock { waiting in
-                defer { waiting = ([], false) }
+                defer { (waiting.files, waiting.all) = ([], false) }
                 return waiting.all ? nil : waiting.files
             }
         }
@@ -118,6 +137,14 @@ extension DirectoryDatastore {
         }
     }
 
+    /// Files of what has not been told as it is; nil: something is gone that was, and all is to be looked at.
+    private func untold(_ told: [ResourceKey: Int]) -> Set<String>? {
+        guard told.keys.allSatisfy({ versions[$0] != nil }) else { return nil }
+        var files: Set<String> = []
+        for (key, version) in versions where told[key] != version { files.formUnion(holders[key] ?? []) }
+        return files
+    }
+
     private var hasRead: Bool { !parsed.isEmpty }
 
     private func files(in folder: String) -> Set<String> {
@@ -139,7 +166,7 @@ extension DirectoryDatastore {
 
     /// Looks at these files alone. False: that does not do, all must be looked at; nothing was told then.
     private func tell(_ feed: ChangeFeed, _ told: inout sending Told?, of files: Set<String>) -> Bool {
-        guard told?.isComplete == true else { return false }
+        guard let known = told, known.isComplete, known.problems.isEmpty else { return false }
         var changes = ResourceChanges()
         var news: [(key: ResourceKey, version: Int?)] = []
         for file in files {
@@ -171,11 +198,16 @@ extension DirectoryDatastore {
         }
         // So many at once may be a disk that is gone.
         let gone = news.count { $0.version == nil }
-        if gone >= 10, gone * 10 >= (told?.versions.keys.count { $0.kind == .pod } ?? 0) * 9 { return false }
+        if gone > 1, Self.isMany(gone, of: told?.versions.keys.count { $0.kind == .pod } ?? 0) { return false }
         for (key, version) in news { told?.versions[key] = version }
         changes.availability = .available
         feed.post(changes)
         return true
+    }
+
+    /// All, or nine of ten where there are ten or more.
+    private static func isMany(_ gone: Int, of former: Int) -> Bool {
+        gone == former || former >= 10 && gone * 10 >= former * 9
     }
 
     /// What a feed has been told: the version of each resource.
@@ -207,9 +239,7 @@ extension DirectoryDatastore {
             // Another disk, or an empty one, is a list to be wondered at, not so many deletions.
             for (kind, keys) in Dictionary(grouping: gone, by: \.kind) {
                 let former = told.versions.keys.count { $0.kind == kind }
-                guard former > 1, keys.count == former || former >= 10 && keys.count * 10 >= former * 9 else {
-                    continue
-                }
+                guard former > 1, Self.isMany(keys.count, of: former) else { continue }
                 for (key, manifest) in snapshot.manifests where key.kind == kind {
                     changes.put(manifest, own: feed.node)
                 }

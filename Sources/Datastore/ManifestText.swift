@@ -10,9 +10,7 @@ public enum ManifestText {
     /// Reads one document. `origin` is named in errors.
     public static func parse(_ text: String, origin: String) throws(ProblemsError) -> ManifestValue {
         // JSON proper is read several times faster as such; what is none may be YAML all the same.
-        if text.utf8.first == 0x7b, let value = try? JSONDecoder().decode(ManifestValue.self, from: Data(text.utf8)) {
-            return value
-        }
+        if let value = json(text) { return value }
         let values = try parseAll(text, origin: origin)
         guard values.count == 1 else {
             throw ProblemsError(
@@ -20,6 +18,41 @@ public enum ManifestText {
                     resource: origin, message: "holds \(values.count) documents", remedy: "write one manifest a file"))
         }
         return values[0]
+    }
+
+    /// Nil: it is no JSON, or one of which the same is not to be said as of YAML (a key twice, too deep, too much).
+    private static func json(_ text: String) -> ManifestValue? {
+        guard text.utf8.first == 0x7b, let value = try? JSONDecoder().decode(ManifestValue.self, from: Data(text.utf8))
+        else { return nil }
+        var (isText, isEscaped, colons) = (false, false, 0)
+        for byte in text.utf8 {
+            if isEscaped {
+                isEscaped = false
+            } else if byte == 0x5c {
+                isEscaped = isText
+            } else if byte == 0x22 {
+                isText.toggle()
+            } else if byte == 0x3a, !isText {
+                colons += 1
+            }
+        }
+        var (keys, values) = (0, 0)
+        return measure(value, depth: 0, &keys, &values) && values <= maximumValues && keys == colons ? value : nil
+    }
+
+    /// Counts keys and values; false: it is nested too deep.
+    private static func measure(_ value: ManifestValue, depth: Int, _ keys: inout Int, _ values: inout Int) -> Bool {
+        values += 1
+        guard depth < 64 else { return false }
+        switch value {
+        case .object(let fields):
+            keys += fields.count
+            for child in fields.values where !measure(child, depth: depth + 1, &keys, &values) { return false }
+        case .array(let children):
+            for child in children where !measure(child, depth: depth + 1, &keys, &values) { return false }
+        default: break
+        }
+        return true
     }
 
     /// Reads all documents; empty ones are left out.

@@ -126,8 +126,14 @@ struct AddressRoutes: Sendable {
 extension NodeMaps {
     /// Of single addresses. Flows of all slots look up once more.
     func setRoutes(_ routes: [(key: IPAddress, value: UInt32)]) throws {
-        defer { try? config.raiseGeneration() }
-        try self.routes.update(addresses: routes)
+        // Of those that are set before one fails flows must look up once more, too.
+        do {
+            try self.routes.update(addresses: routes)
+        } catch {
+            try config.raiseGeneration()
+            throw error
+        }
+        try config.raiseGeneration()
     }
 
     func setRoute(_ cidr: CIDR, _ route: PlacedRoute) throws {

@@ -231,4 +231,20 @@ struct ManifestTextTests {
         let deep = String(repeating: "[", count: 200) + String(repeating: "]", count: 200)
         #expect(throws: ProblemsError.self) { try ManifestText.parse(deep, origin: "test") }
     }
+
+    @Test(
+        "JSON is read as JSON where it says the same as YAML: a key twice is refused, numbers and words keep their types"
+    )
+    func json() throws {
+        #expect(throws: ProblemsError.self) {
+            try ManifestText.parse(#"{"a": {"mode": "Enabled", "mode": "Disabled"}}"#, origin: "a.json")
+        }
+        let deep = String(repeating: #"{"a":"#, count: 70) + "1" + String(repeating: "}", count: 70)
+        #expect(throws: ProblemsError.self) { try ManifestText.parse(deep, origin: "deep.json") }
+        let text = #"{"text": "a: \"b\": c", "yes": true, "one": 1, "half": 0.5, "none": null, "list": ["1", 2]}"#
+        let value = try ManifestText.parse(text, origin: "b.json")
+        #expect(value["text"] == #"a: "b": c"#)
+        #expect(value["yes"] == true && value["one"] == .integer(1) && value["half"] == .number(0.5))
+        #expect(value["none"] == .null && value["list"] == .array(["1", .integer(2)]))
+    }
 }
