@@ -20,14 +20,14 @@ struct FarEnds: Sendable {
 
     init(isUsed: Bool = DataplaneFeatures.countsAtFarEnds) { self.isUsed = isUsed }
 
-    /// Looks again at all of them the next time: what changes at the far end nobody tells.
+    /// Looks again at all of them the next time: what changes at the far end nobody tells, nor who answers for an address.
     mutating func forget() { known = [:] }
 
     /// By index of the host's end. What cannot be looked at is none; what is not up yet is looked at again: the
     /// host's end gets a carrier then, of which the kernel tells.
     mutating func look(_ pods: [Link], _ session: RouteSession) -> [UInt32: FrameAddresses] {
         guard isUsed else { return [:] }
-        if let known = try? session.neighbours(.ipv4) + session.neighbours(.ipv6) {
+        if known.isEmpty, let known = try? session.neighbours(.ipv4) + session.neighbours(.ipv6) {
             let pods = known.filter { !$0.address.isMulticast && !$0.address.isLinkLocal }
             answers = Dictionary(grouping: pods, by: \.index).mapValues { Set($0.map(\.hardwareAddress)) }
         }
@@ -40,7 +40,6 @@ struct FarEnds: Sendable {
             }
         }
         known = result
-        // By whom an address of the pod's is answered may be known a moment later only.
         return result.compactMapValues(\.addresses).filter { index, addresses in
             (answers[index] ?? []).allSatisfy { $0.isEmpty || $0 == addresses.destination }
         }

@@ -33,6 +33,13 @@ struct Alternation {
     }
 }
 
+extension [String: [Double]] {
+    /// A contender's values less another's of the same repeat, where that is the cost of measuring. Never nothing.
+    func net(_ name: String, less base: String) -> [Double] {
+        zip(self[name] ?? [], self[base] ?? []).map { Swift.max(0.1, $0 - $1) }
+    }
+}
+
 /// What went wrong while measuring.
 struct BenchmarkError: Error, CustomStringConvertible {
     var description: String

@@ -31,12 +31,6 @@ struct Load: Hashable, Sendable {
 /// A load on the rig, whose packets are counted where they end.
 struct LoadRunner {
     let rig: SteeringRig
-    private let sockets: [AddressFamily: Int32]
-
-    init(_ rig: SteeringRig) throws {
-        self.rig = rig
-        sockets = [:]
-    }
 
     /// Nanoseconds a packet, of a processor that does nothing else. Throws when packets are lost.
     func cost(_ load: Load, _ mode: SteeringRig.Mode, _ cluster: SteeringRig.Cluster, count: Int) throws -> Double {
@@ -120,7 +114,7 @@ struct SteeringBenchmark: Benchmark {
     static func run(_ context: BenchmarkContext) async throws -> [Result] {
         try await Task.detachedThread {
             try SteeringRig.with { rig in
-                let runner = try LoadRunner(rig)
+                let runner = LoadRunner(rig: rig)
                 return try modes(runner, context) + sizes(runner, context)
             }
         }
@@ -147,7 +141,7 @@ struct SteeringBenchmark: Benchmark {
             }
             let values = try turns.run(repeats: context.effort.repeats)
             func rate(_ mode: SteeringRig.Mode) -> [Double] {
-                zip(values["\(mode)"] ?? [], values["\(SteeringRig.Mode.sender)"] ?? []).map { 1e3 / max(0.1, $0 - $1) }
+                values.net("\(mode)", less: "sender").map { 1e3 / $0 }
             }
             results.append(
                 Result(
@@ -181,15 +175,13 @@ struct SteeringBenchmark: Benchmark {
                 turns.add("\(cluster)") { try runner.cost(load, .ebpf, cluster, count: count) }
             }
             let values = try turns.run(repeats: context.effort.repeats)
-            func net(_ name: String) -> [Double] {
-                zip(values[name] ?? [], values["sender"] ?? []).map { max(0.1, $0 - $1) }
-            }
             for cluster in clusters.dropFirst() {
                 let pods = cluster.pods > 0 ? ", 100,000 pods' addresses" : ""
                 results.append(
                     Result(
-                        name, "\(load.text), \(cluster.nodes) nodes\(pods)", net("\(cluster)"), "ns",
-                        yardstick: ("one node", net("\(clusters[0])")), goal: .ratioAtMost(1.1)))
+                        name, "\(load.text), \(cluster.nodes) nodes\(pods)", values.net("\(cluster)", less: "sender"),
+                        "ns",
+                        yardstick: ("one node", values.net("\(clusters[0])", less: "sender")), goal: .ratioAtMost(1.1)))
             }
         }
         return results
@@ -204,7 +196,7 @@ struct AccountingBenchmark: Benchmark {
     static func run(_ context: BenchmarkContext) async throws -> [Result] {
         try await Task.detachedThread {
             try SteeringRig.with { rig in
-                let runner = try LoadRunner(rig)
+                let runner = LoadRunner(rig: rig)
                 let cluster = SteeringRig.Cluster(nodes: 100)
                 return try AddressFamily.allCases.map { family in
                     let load = Load(family: family, direction: .toTunnel, size: 64, targets: 64)
@@ -214,11 +206,9 @@ struct AccountingBenchmark: Benchmark {
                         turns.add("\(mode)") { try runner.cost(load, mode, cluster, count: count) }
                     }
                     let values = try turns.run(repeats: context.effort.repeats)
-                    func net(_ name: String) -> [Double] {
-                        zip(values[name] ?? [], values["sender"] ?? []).map { max(0.1, $0 - $1) }
-                    }
                     return Result(
-                        name, "\(load.text), 64 flows", net("ebpf"), "ns", yardstick: ("without", net("uncounted")),
+                        name, "\(load.text), 64 flows", values.net("ebpf", less: "sender"), "ns",
+                        yardstick: ("without", values.net("uncounted", less: "sender")),
                         goal: .ratioAtMost(1.1))
                 }
             }

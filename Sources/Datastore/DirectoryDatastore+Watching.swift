@@ -114,27 +114,23 @@ extension DirectoryDatastore {
     /// Finds what the kernel has not told of, without holding up what it has: the folders are listed by another thread,
     /// and compared in parts.
     private nonisolated func findDrift(_ hints: Hints) async {
-        let (path, kinds) = (path, ResourceKind.allCases.map(\.plural))
+        let path = path
         // What is not in a kind's folder, and folders that cannot be read, are for a look at everything.
         guard await hasRead, let top = try? await Task.detachedThread({ try listFolder(path) }),
             !top.contains(where: { !$0.isFolder && Self.isManifestFile($0.name) })
         else { return hints.addAll() }
         let present = Set(top.filter(\.isFolder).map(\.name))
-        for kind in kinds {
-            guard present.contains(kind) else {
-                if await files(in: kind).isEmpty { continue }
-                return hints.addAll()
-            }
+        var found: Set<String> = []
+        for kind in ResourceKind.allCases.map(\.plural) where present.contains(kind) {
             guard let entries = try? await Task.detachedThread({ try listFolder("\(path)/\(kind)") }) else {
                 return hints.addAll()
             }
-            var found: Set<String> = []
             for start in stride(from: 0, to: entries.count, by: 500) {
                 hints.add(files: await changed(kind, entries[start..<min(entries.count, start + 500)], &found))
                 await Task.yield()
             }
-            hints.add(files: await files(in: kind).subtracting(found))
         }
+        hints.add(files: await filesKnown(besides: found))
     }
 
     /// Files of what has not been told as it is; nil: something is gone that was, and all is to be looked at.
@@ -147,8 +143,8 @@ extension DirectoryDatastore {
 
     private var hasRead: Bool { !parsed.isEmpty }
 
-    private func files(in folder: String) -> Set<String> {
-        Set(parsed.keys.filter { $0.hasPrefix(folder) && $0.utf8.dropFirst(folder.utf8.count).first == 0x2f })
+    private func filesKnown(besides found: Set<String>) -> Set<String> {
+        Set(parsed.keys.filter { !found.contains($0) })
     }
 
     /// Those that are not as they were read; all are noted as found.
@@ -166,12 +162,13 @@ extension DirectoryDatastore {
 
     /// Looks at these files alone. False: that does not do, all must be looked at; nothing was told then.
     private func tell(_ feed: ChangeFeed, _ told: inout sending Told?, of files: Set<String>) -> Bool {
-        guard let known = told, known.isComplete, known.problems.isEmpty else { return false }
+        guard told?.isComplete == true, told?.problems.isEmpty == true else { return false }
         var changes = ResourceChanges()
         var news: [(key: ResourceKey, version: Int?)] = []
         for file in files {
             let old = parsed[file]
             let parts = file.split(separator: "/").map(String.init)
+            guard parts.count == 2 else { return false }
             let entry = folderEntry(parts[1], in: "\(path)/\(parts[0])")
             // What has problems, or stands in two files, is for a look at everything.
             guard old?.problems.isEmpty ?? true, entry?.isRegular ?? true else { return false }

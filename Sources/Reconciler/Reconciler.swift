@@ -44,12 +44,11 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
     }
 
     /// The same where many can be set in one step: `atOnce` is tried with all that differ, where they are at least
-    /// `least`; those that it throws for are set one by one. Returns how many it has set at once.
-    @discardableResult
+    /// `least`; where it throws, they are set one by one.
     public mutating func update(
         to desired: [Key: Value], least: Int, atOnce: ([(key: Key, value: Value)]) throws -> Void,
         _ operation: (Key, Value) throws -> Void
-    ) -> Int {
+    ) {
         let changed = desired.filter { applied[$0.key] != $0.value && isDue($0.key) }
         if changed.count >= least {
             do {
@@ -58,13 +57,12 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
                     applied[key] = value
                     failures[key] = nil
                 }
-                return changed.count
+                return
             } catch {
                 // Which one it was, each tells for itself.
             }
         }
         update(to: desired, operation)
-        return 0
     }
 
     /// Deletes what `desired` has not; returns the keys that went. Call it only when
