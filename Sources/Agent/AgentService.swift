@@ -31,6 +31,7 @@ public struct AgentService: Service {
         let lock = try Self.takeLock(options)
         let kernel = try NetlinkEvents(groups: NetlinkEvents.nodeGroups)
         let firewall = try? NetlinkEvents.firewall()
+        FarEnds.prepare()
         let controller = NodeController(options: options, datastore: datastore, logger: logger)
         // Reasons to work: many at once are one.
         let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))

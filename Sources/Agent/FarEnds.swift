@@ -4,6 +4,7 @@ import BPF
 import DataplaneMaps
 import Model
 import Netlink
+import SystemDescriptors
 
 /// The far ends of pods' devices, to which decrypted packets may be handed at once (`bpf_redirect_peer`): past the
 /// host's end of the veth pair, and past a queue.
@@ -16,9 +17,13 @@ struct FarEnds: Sendable {
     /// Hardware addresses that neighbours at a device have told.
     private var answers: [UInt32: Set<[UInt8]>] = [:]
     /// Where the kernel leaves what is handed over so out of the pods' own counters, it is left be.
-    private let isUsed: Bool
+    private let isForced: Bool
 
-    init(isUsed: Bool = DataplaneFeatures.countsAtFarEnds) { self.isUsed = isUsed }
+    /// `isForced`: whatever the kernel counts.
+    init(isForced: Bool = false) { self.isForced = isForced }
+
+    /// Finds out what the kernel counts, which takes milliseconds, while other things are done.
+    static func prepare() { _ = BackgroundThread { _ = DataplaneFeatures.countsAtFarEnds } }
 
     /// Looks again at all of them the next time: what changes at the far end nobody tells, nor who answers for an address.
     mutating func forget() { known = [:] }
@@ -26,7 +31,7 @@ struct FarEnds: Sendable {
     /// By index of the host's end. What cannot be looked at is none; what is not up yet is looked at again: the
     /// host's end gets a carrier then, of which the kernel tells.
     mutating func look(_ pods: [Link], _ session: RouteSession) -> [UInt32: FrameAddresses] {
-        guard isUsed else { return [:] }
+        guard isForced || DataplaneFeatures.countsAtFarEnds else { return [:] }
         if known.isEmpty, let known = try? session.neighbours(.ipv4) + session.neighbours(.ipv6) {
             let pods = known.filter { !$0.address.isMulticast && !$0.address.isLinkLocal }
             answers = Dictionary(grouping: pods, by: \.index).mapValues { Set($0.map(\.hardwareAddress)) }

@@ -361,6 +361,12 @@ public final class BPFArrayMapping<Value: BitwiseCopyable & Sendable>: @unchecke
         return unsafe base.loadUnaligned(fromByteOffset: index * stride, as: Value.self)
     }
 
+    /// Whether the first eight bytes of an element are zero.
+    public func isZero(wordOf index: Int) -> Bool {
+        precondition((0..<count).contains(index))
+        return unsafe (base + index * stride).load(as: UInt64.self) == 0
+    }
+
     /// Hands the address of a 64-bit word of an element to `body`.
     public func withWord<Result>(
         of index: Int, offset: Int, _ body: (UnsafeMutablePointer<UInt64>) -> Result

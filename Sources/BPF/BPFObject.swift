@@ -161,6 +161,17 @@ public struct BPFObject: ~Copyable {
         throw .layout(subject: "program \(name)", expected: "a section .rodata", found: "none")
     }
 
+    /// Leaves maps out that the program does not use. Before loading.
+    public mutating func leaveOut(_ isLeftOut: (_ map: String) -> Bool) throws(BPFError) {
+        var map = unsafe bpf_object__next_map(object, nil)
+        while let current = unsafe map {
+            if unsafe isLeftOut(String(cString: bpf_map__name(current))) {
+                try check(unsafe bpf_map__set_autocreate(current, false), "leave out a map of", name)
+            }
+            unsafe map = unsafe bpf_object__next_map(object, current)
+        }
+    }
+
     /// Loads maps and program into the kernel.
     public mutating func load() throws(BPFError) -> BPFProgram {
         guard let program = unsafe bpf_object__next_program(object, nil) else {
@@ -188,6 +199,13 @@ public struct BPFObject: ~Copyable {
         try check(number < 0 ? -errno : 0, "keep program", name)
         return BPFProgram(name: name, descriptor: SharedDescriptor(OwnedDescriptor(owning: number)))
     }
+}
+
+extension BPFProgram {
+    /// Whether this kernel's programs of TC have `bpf_ktime_get_coarse_ns` (5.11), found by trying; true where
+    /// that cannot be told.
+    public static let hasCoarseClock: Bool =
+        libbpf_probe_bpf_helper(BPF_PROG_TYPE_SCHED_CLS, BPF_FUNC_ktime_get_coarse_ns, nil) != 0
 }
 
 /// libbpf's own words, kept for error messages instead of being printed.

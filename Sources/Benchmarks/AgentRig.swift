@@ -77,20 +77,27 @@ struct AgentRig: Sendable {
         guard status == 0 else { throw BenchmarkError("wgplane \(arguments.joined(separator: " ")): status \(status)") }
     }
 
-    /// Whether a packet from node1's pod to node2's would go into the tunnel now.
-    func isSteering() -> Bool {
+    /// How far node1's data plane is with packets from its pod to node2's.
+    enum Progress {
+        /// The programs steer them: to node2's peer as soon as that has answered.
+        case steering
+        /// The peer has answered: they would be encrypted.
+        case encrypting
+    }
+
+    func has(_ progress: Progress) -> Bool {
         let layout = PinLayout(root: lab.paths.pins("node1"))
         guard layout.pinnedLinks().contains(where: { $0.hook == .fromPod }), let maps = try? NodeMaps(layout),
             let slot = try? maps.routes.slot(of: LabAddresses.pod(2, 1, .ipv4)), slot >= DestinationSlot.firstPeer
         else { return false }
-        return maps.destinations[slot].action == .tunnel
+        return progress == .steering || maps.destinations[slot].action == .tunnel
     }
 
-    /// Milliseconds from the agent's start to the first packet that would be encrypted.
-    func start() async throws -> Double {
+    /// Milliseconds from the agent's start until the data plane is so far.
+    func start(until progress: Progress) async throws -> Double {
         let began = monotonicNanoseconds()
         try await lab.startAgent("node1")
-        while !isSteering() {
+        while !has(progress) {
             guard monotonicNanoseconds() - began < 60_000_000_000 else {
                 throw BenchmarkError("node1 does not steer after 60 s; its log: \(lab.paths.log("node1"))")
             }

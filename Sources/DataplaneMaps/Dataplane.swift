@@ -38,36 +38,51 @@ public struct DataplanePrograms: Sendable {
         self.layout = layout
         self.countsFlows = countsFlows
         isClsact = mechanism == .clsact
-        self.useCoarseClock = useCoarseClock
-        _ = try program(.fromPod, isEthernet: true)
-        let more: [(hook: Hook, isEthernet: Bool)] = [
-            (.toUplink, true), (.fromUplink, true), (.toWireGuard, false), (.fromWireGuard, false),
+        self.useCoarseClock = useCoarseClock && BPFProgram.hasCoarseClock
+        if !fileExists(layout.map("peers")) { Self.makeMaps(layout) }
+        // Those that verifiers take longest for come first.
+        let all: [(hook: Hook, isEthernet: Bool)] = [
+            (.toWireGuard, false), (.toUplink, true), (.fromPod, true), (.fromUplink, true), (.fromWireGuard, false),
         ]
-        loadBeside(more)
-        for next in more { _ = try program(next.hook, isEthernet: next.isEthernet) }
+        loadBeside(all)
+        for next in all { _ = try program(next.hook, isEthernet: next.isEthernet) }
     }
 
-    /// Loads programs on two threads, for verifying one takes tens of milliseconds. Of one that fails nothing else is tried
-    /// here (two that make the same map at once may): who needs it loads it then.
-    private mutating func loadBeside(_ more: [(hook: Hook, isEthernet: Bool)]) {
-        let halves = [more.indices.filter { $0 % 2 == 0 }, more.indices.filter { $0 % 2 == 1 }].map {
-            $0.map { more[$0] }
-        }
-        let start = self
-        let loaded = Mutex<[Key: BPFProgram]>([:])
-        let workers = halves.map { half in
+    /// Makes the maps on two threads, for the kernel takes tens of milliseconds to lay out the large ones. What
+    /// cannot be made here is tried again, and told, by the program that needs it.
+    private static func makeMaps(_ layout: PinLayout) {
+        let workers = [true, false].map { ofIPv6 in
             BackgroundThread {
-                for next in half {
-                    guard let image = Self.images.first(where: { $0.name == next.hook.name }),
-                        let program = try? Self.load(
-                            image, next.hook, start.layout, start.constants(isEthernet: next.isEthernet))
-                    else { continue }
+                guard let data = Data(base64Encoded: "\(BPFImage.maps.base64)"),
+                    var object = try? BPFObject(Array(data), name: "maps", pinFolder: layout.folder)
+                else { return }
+                try? object.leaveOut { $0.hasSuffix("6") != ofIPv6 }
+                _ = try? object.load()
+            }
+        }
+        for worker in workers { worker.join() }
+    }
+
+    /// Loads programs on two threads, for verifying one takes tens of milliseconds. One that fails is loaded again,
+    /// and its error told, when it is asked for.
+    private mutating func loadBeside(_ all: [(hook: Hook, isEthernet: Bool)]) {
+        let start = self
+        let queue = Mutex(all[...])
+        let loaded = Mutex<[Key: (program: BPFProgram, isPlain: Bool)]>([:])
+        let workers = (0..<2).map { _ in
+            BackgroundThread {
+                while let next = queue.withLock({ $0.popFirst() }) {
+                    let program = try? Self.load(next.hook, start.layout, start.constants(isEthernet: next.isEthernet))
+                    guard let program else { continue }
                     loaded.withLock { $0[Key(hook: next.hook, isEthernet: next.isEthernet)] = program }
                 }
             }
         }
         for worker in workers { worker.join() }
-        programs.merge(loaded.withLock { $0 }) { own, _ in own }
+        for (key, value) in loaded.withLock({ $0 }) {
+            programs[key] = value.program
+            if value.isPlain { mayAskConntrack = false }
+        }
     }
 
     /// Loads nothing yet: each program, and the maps that it names, when it is asked for.

@@ -37,11 +37,13 @@ public struct DestinationTable: Sendable {
     let map: BPFMap<UInt32, wgp_destination>
     let owners: BPFMap<UInt32, wgp_peer>
     private let mapping: BPFArrayMapping<wgp_destination>
+    private let ownerMapping: BPFArrayMapping<wgp_peer>
 
     init(_ source: some MapSource) throws(BPFError) {
         map = try source.open("destinations")
         owners = try source.open("peers")
         mapping = try BPFArrayMapping(map)
+        ownerMapping = try BPFArrayMapping(owners)
     }
 
     public var count: Int { mapping.count }
@@ -113,10 +115,11 @@ public struct DestinationTable: Sendable {
     /// The owners of all slots that are taken.
     public func slotOwners() throws(BPFError) -> [Int: SlotOwner] {
         var result: [Int: SlotOwner] = [:]
-        for (slot, value) in try owners.entries() {
+        for slot in 0..<ownerMapping.count where !ownerMapping.isZero(wordOf: slot) {
+            let value = ownerMapping[slot]
             let name = memory(of: value.node).prefix { $0 != 0 }
             guard !name.isEmpty, let family = AddressFamily(rawValue: value.family) else { continue }
-            result[Int(slot)] = SlotOwner(
+            result[slot] = SlotOwner(
                 node: String(decoding: name, as: UTF8.self), family: family,
                 publicKey: PublicKey(bytes: memory(of: value.public_key)))
         }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Dispatch
 internal import Glibc
 public import Logging
 public import Model
+internal import Synchronization
 internal import SystemDescriptors
 internal import SystemPackage
 
@@ -97,10 +99,10 @@ public actor DirectoryDatastore: Datastore {
                 if error == .noSuchFileOrDirectory { continue }
                 throw failure(error, doing: "cannot be read", file: folder)
             }
-            for entry in entries where entry.isRegular && Self.isManifestFile(entry.name) {
-                let file = folder.isEmpty ? entry.name : "\(folder)/\(entry.name)"
-                seen.insert(file)
-                let content = refresh(file, entry)
+            let files = entries.filter { $0.isRegular && Self.isManifestFile($0.name) }
+                .map { (name: folder.isEmpty ? $0.name : "\(folder)/\($0.name)", entry: $0) }
+            seen.formUnion(files.map(\.name))
+            for (file, content) in refresh(files) {
                 snapshot.problems += content.problems
                 guard let manifest = content.manifest else {
                     snapshot.isComplete = false
@@ -131,15 +133,37 @@ public actor DirectoryDatastore: Datastore {
         !name.hasPrefix(".") && [".yaml", ".yml", ".json"].contains { name.hasSuffix($0) }
     }
 
-    /// Reads a file again when it is not the one that was read before.
-    func refresh(_ file: String, _ entry: FolderEntry) -> ParsedFile {
+    /// Reads files again that are not those that were read before, many at once on all processors.
+    private func refresh(_ files: [(name: String, entry: FolderEntry)]) -> [(name: String, content: ParsedFile)] {
+        let changed = files.filter { parsed[$0.name]?.entry != $0.entry }.map(\.name)
+        let path = path
+        let outcomes = Mutex<[String: Result<Manifest, any Error>]>([:])
+        if changed.count >= 64 {
+            let share = 32
+            DispatchQueue.concurrentPerform(iterations: (changed.count + share - 1) / share) { index in
+                let names = changed[index * share..<min(changed.count, (index + 1) * share)]
+                let read = names.map { ($0, Self.read($0, in: path)) }
+                outcomes.withLock { $0.merge(read) { _, new in new } }
+            }
+        }
+        let known = outcomes.withLock { $0 }
+        return files.map { ($0.name, refresh($0.name, $0.entry, known[$0.name])) }
+    }
+
+    private static func read(_ file: String, in path: String) -> Result<Manifest, any Error> {
+        Result {
+            let bytes = try readFile("\(path)/\(file)", limit: 4 << 20)
+            return try Manifest(ManifestText.parse(String(decoding: bytes, as: UTF8.self), origin: file), origin: file)
+        }
+    }
+
+    /// Reads a file again when it is not the one that was read before. `outcome`: it has been read.
+    func refresh(_ file: String, _ entry: FolderEntry, _ outcome: Result<Manifest, any Error>? = nil) -> ParsedFile {
         if let known = parsed[file], known.entry == entry { return known }
         var result = ParsedFile(
             entry: entry, manifest: parsed[file]?.manifest, problems: [], version: parsed[file]?.version ?? 0)
         do {
-            let bytes = try readFile("\(path)/\(file)", limit: 4 << 20)
-            let text = String(decoding: bytes, as: UTF8.self)
-            let manifest = try Manifest(ManifestText.parse(text, origin: file), origin: file)
+            let manifest = try (outcome ?? Self.read(file, in: path)).get()
             if manifest != result.manifest {
                 lastVersion += 1
                 result.version = lastVersion

@@ -58,7 +58,9 @@ public enum ManifestText {
     /// Reads all documents; empty ones are left out.
     public static func parseAll(_ text: String, origin: String) throws(ProblemsError) -> [ManifestValue] {
         do {
-            var documents = try compose_all(yaml: text)
+            // What a scalar is, is said here (`plain`), not by the library's rules, which are slow; and so is asking
+            // the environment for the encoding, at each text.
+            var documents = try compose_all(yaml: text, .basic, .default, .utf8)
             var values: [ManifestValue] = []
             var count = 0
             while let node = documents.next() {

@@ -21,7 +21,7 @@
 #pragma GCC diagnostic error "-Wpadded"
 
 /* Version of everything in this file; pins live in a directory named for it. */
-#define WGP_LAYOUT_VERSION 5
+#define WGP_LAYOUT_VERSION 6
 
 /* ---- marks ------------------------------------------------------------- */
 /*

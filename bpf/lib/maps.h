@@ -10,7 +10,7 @@
 
 WGP_MAP(config, ARRAY, __u32, struct wgp_config, 1, 0);
 WGP_MAP(destinations, ARRAY, __u32, struct wgp_destination, WGP_MAX_DESTINATIONS, BPF_F_MMAPABLE);
-WGP_MAP(peers, ARRAY, __u32, struct wgp_peer, WGP_MAX_DESTINATIONS, 0);
+WGP_MAP(peers, ARRAY, __u32, struct wgp_peer, WGP_MAX_DESTINATIONS, BPF_F_MMAPABLE);
 WGP_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct wgp_counter, WGP_COUNTER_SLOTS, 0);
 
 WGP_MAP(route_addresses4, HASH, struct wgp_address4, struct wgp_route, WGP_MAX_ROUTE_ADDRESSES,
