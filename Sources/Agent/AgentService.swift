@@ -41,8 +41,7 @@ public struct AgentService: Service {
             group.addTask { await cancelWhenGracefulShutdown { await datastore.follow(controller.feed) } }
             group.addTask {
                 for await _ in controller.feed.signals.cancelOnGracefulShutdown() {
-                    await controller.receiveChanges()
-                    signal.yield()
+                    if await controller.receiveChanges() { signal.yield() }
                 }
             }
             group.addTask {

@@ -85,23 +85,16 @@ extension NodeController {
     private func changeAllowedIPs(
         _ family: AddressFamily, _ plan: NodePlan, _ backend: any WireGuardBackend, _ changed: [IPAddress: String?]
     ) throws {
-        guard let workloads = inventory.workloads, let state = families[family], let device = state.device else {
-            return
-        }
-        var nodes: Set<String> = []
-        for (address, before) in changed where address.family == family {
-            nodes.formUnion([before, workloads.node(of: address)].compactMap { $0 })
-        }
-        let changes = state.peers.allowedIPChanges(
-            device, peerPlans(family, plan), workloads: workloads[family], of: nodes, mayRemove: isComplete)
+        guard let name = families[family]?.device?.name else { return }
+        let changes = allowedIPChanges(family, plan, changed)
         guard !changes.isEmpty else { return }
-        try backend.apply(DeviceChange(peers: changes), to: device.name)
+        try backend.apply(DeviceChange(peers: changes), to: name)
         peerChanges += changes.count
         // Whom an address is given has it; who had it has it no more.
         for cidr in changes.flatMap(\.allowedIPs) {
-            guard let before = changed[cidr.address], let node = before, let key = state.peers.carrier(of: node) else {
-                continue
-            }
+            guard let before = changed[cidr.address], let node = before,
+                let key = families[family]?.peers.carrier(of: node)
+            else { continue }
             families[family]?.device?.peers[key]?.allowedIPs.remove(cidr)
             touchedPeers.insert(key)
         }
@@ -110,5 +103,18 @@ extension NodeController {
             families[family]?.device?.peers[change.publicKey]?.allowedIPs.formUnion(change.allowedIPs)
             families[family]?.device?.peers[change.publicKey]?.allowedIPs.subtract(change.removedAllowedIPs)
         }
+    }
+
+    /// No reference to the device's state outlives it: what is changed then is not copied.
+    private func allowedIPChanges(
+        _ family: AddressFamily, _ plan: NodePlan, _ changed: [IPAddress: String?]
+    ) -> [PeerChange] {
+        guard let workloads = inventory.workloads, let state = families[family], let device = state.device else {
+            return []
+        }
+        let moves = changed.filter { $0.key.family == family }.map { address, before in
+            PeerTable.Move(address: CIDR(host: address), from: before, to: workloads.node(of: address))
+        }
+        return state.peers.allowedIPChanges(device, peerPlans(family, plan), moves, mayRemove: isComplete)
     }
 }

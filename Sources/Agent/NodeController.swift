@@ -188,8 +188,9 @@ public actor NodeController {
         routing?.resyncTable()
     }
 
-    /// Takes in what the datastore has told since the last call.
-    func receiveChanges() {
+    /// Takes in what the datastore has told since the last call. Returns whether `reconcile` is to be called for it,
+    /// sooner than that has asked for.
+    func receiveChanges() -> Bool {
         let changes = feed.take()
         inventory.apply(changes)
         let before = datastoreState
@@ -205,7 +206,9 @@ public actor NodeController {
                 "datastore is unavailable; the data plane keeps its state", metadata: ["reason": "\(reason)"])
         case nil: break
         }
-        if !isInPass { _ = changeWorkloads() }
+        guard !isInPass else { return true }
+        let due = wholePassDue
+        return changeWorkloads() == nil || wholePassDue < due || datastoreState != before
     }
 
     func remember(_ resources: [ResourceKey: ResourceEntry], podScope: PodScope) {

@@ -179,22 +179,45 @@ struct PeerTable: Sendable {
         return (result + (mayRemove ? moves.removals : []), stamped)
     }
 
-    /// The same of some nodes' allowed IPs alone, where all else is as it should be: who gives and who gets is among
-    /// them.
+    /// A pod's address that has another node.
+    struct Move: Sendable {
+        var address: CIDR
+        /// Whose it was; nil: nobody's.
+        var from: String?
+        var to: String?
+    }
+
+    /// The same of some pods' addresses alone, where all else is as it should be: costs what the moves cost, however
+    /// many addresses the peers have.
     func allowedIPChanges(
-        _ device: DeviceState, _ plan: [String: PeerPlan], workloads: [String: Set<CIDR>], of nodes: Set<String>,
-        mayRemove: Bool = true
+        _ device: DeviceState, _ plan: [String: PeerPlan], _ moves: [Move], mayRemove: Bool = true
     ) -> [PeerChange] {
-        var result: [PeerChange] = []
-        var moves = AllowedIPMoves()
-        for node in nodes.sorted() {
-            guard let peer = plan[node], let key = carriers[node], let present = device.peers[key] else { continue }
+        var gained: [PublicKey: [CIDR]] = [:]
+        var lost: [PublicKey: [CIDR]] = [:]
+        for move in moves where move.from != move.to {
+            var isTaken = false
+            if let node = move.to, plan[node] != nil, let key = carriers[node], let present = device.peers[key] {
+                // Whoever had it has it no more then.
+                isTaken = true
+                if !present.allowedIPs.contains(move.address) { gained[key, default: []].append(move.address) }
+            }
+            guard !isTaken, mayRemove, let node = move.from, let peer = plan[node], let key = carriers[node],
+                device.peers[key]?.allowedIPs.contains(move.address) == true, !peer.allowedIPs.contains(move.address)
+            else { continue }
+            lost[key, default: []].append(move.address)
+        }
+        func change(_ key: PublicKey, _ edit: (inout PeerChange) -> Void) -> PeerChange {
             var change = PeerChange(key)
             change.updateOnly = true
-            change.allowedIPs = moves.note(key, present.allowedIPs, peer.allowedIPs, workloads[node] ?? [])
-            if !change.allowedIPs.isEmpty { result.append(change) }
+            edit(&change)
+            return change
         }
-        return result + (mayRemove ? moves.removals : [])
+        return gained.sorted { $0.key < $1.key }.map { entry in
+            change(entry.key) { $0.allowedIPs = entry.value.sorted() }
+        }
+            + lost.sorted { $0.key < $1.key }.map { entry in
+                change(entry.key) { $0.removedAllowedIPs = entry.value.sorted() }
+            }
     }
 
     /// Allowed IPs that peers get and lose.

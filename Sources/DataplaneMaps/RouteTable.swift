@@ -80,6 +80,11 @@ public struct RouteTable: Sendable {
     /// The slot that the programs would find for an address.
     public func slot(of address: IPAddress) throws(BPFError) -> Int { try slot(covering: CIDR(host: address)) }
 
+    /// The slot of an address's own route, whatever covers it beside; nil: it has none.
+    public func ownSlot(of address: IPAddress) throws(BPFError) -> Int? {
+        try addresses.lookup(address).map { Int($0.slot) }
+    }
+
     /// The slot of the longest prefix that covers all of this one.
     public func slot(covering cidr: CIDR) throws(BPFError) -> Int {
         if cidr.isHost, let route = try addresses.lookup(cidr.address) { return Int(route.slot) }

@@ -11,6 +11,7 @@ extension DirectoryDatastore {
     /// Looks again whatever was told: a folder may have been away, or mounted over.
     private static let period = Duration.seconds(10)
     private static let restraint = 500
+    private static let gathering = Duration.milliseconds(1)
     private static let longestPeriod = Duration.seconds(120)
 
     public nonisolated func follow(_ feed: ChangeFeed) async {
@@ -22,9 +23,13 @@ extension DirectoryDatastore {
                 guard let watch else { return }
                 // The first tick is there from the start.
                 for await _ in watch.ticks {
+                    let found = hints.add(watch.take())
                     // Where a folder may be new, or another one.
-                    if hints.add(watch.take()), await self.watchFolders(watch) { hints.addAll() }
+                    if found == .all, await self.watchFolders(watch) { hints.addAll() }
+                    guard found != .nothing else { continue }
                     look.yield()
+                    // The first of many changes is told at once, what comes within this time after it together.
+                    try? await Task.sleep(for: Self.gathering)
                 }
             }
             group.addTask {
@@ -82,8 +87,9 @@ extension DirectoryDatastore {
 
         func addAll() { waiting.withLock { $0.all = true } }
 
-        /// Returns whether all is to be looked at.
-        func add(_ changes: FolderWatch.Changes) -> Bool {
+        enum Found { case nothing, files, all }
+
+        func add(_ changes: FolderWatch.Changes) -> Found {
             var files: Set<String> = []
             var all = changes.isMore
             for (folder, names) in changes.names {
@@ -95,11 +101,11 @@ extension DirectoryDatastore {
                     all = true
                 }
             }
-            waiting.withLock {
+            return waiting.withLock {
                 $0.files.formUnion(files)
                 $0.all = $0.all || all
+                return $0.all ? .all : $0.files.isEmpty ? .nothing : .files
             }
-            return all
         }
 
         /// Nil: all.
@@ -174,6 +180,8 @@ extension DirectoryDatastore {
             guard old?.problems.isEmpty ?? true, entry?.isRegular ?? true else { return false }
             if let key = old?.manifest?.key, holders[key] != [file] { return false }
             guard let entry else {
+                // Come and gone again, or looked for when it was gone already.
+                if old == nil { continue }
                 // What this process has removed, and what else goes: that may be a disk that is gone.
                 guard let key = old?.manifest?.key, key.kind == .pod else { return false }
                 parsed[file] = nil

@@ -276,6 +276,7 @@ public final class NetlinkEvents: Sendable {
 
     /// Throws away what is queued; an overflow of the socket counts as a change like any other.
     public func drain() {
+        defer { readiness.drained() }
         var buffer = [UInt8](repeating: 0, count: 65536)
         while true {
             let count = unsafe recv(socket.rawValue, &buffer, buffer.count, 0)

@@ -40,6 +40,7 @@ public final class FolderWatch: Sendable {
 
     /// Takes what is queued.
     public func take() -> Changes {
+        defer { readiness.drained() }
         var changes = Changes()
         var buffer = [UInt8](repeating: 0, count: 65536)
         while true {

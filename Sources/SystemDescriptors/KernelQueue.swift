@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 @unsafe @preconcurrency internal import Dispatch
+internal import Synchronization
 
 /// The executor of actors that make blocking system calls: a serial queue of its
 /// own, so that the cooperative pool never blocks.
@@ -26,10 +27,13 @@ public final class KernelQueue: SerialExecutor {
 
 /// Tells that a descriptor has become readable; ticks that pile up are one tick.
 ///
-/// The consumer drains the descriptor itself, so nothing is lost when it is late.
+/// The consumer drains the descriptor itself, so nothing is lost when it is late, and says then that it has:
+/// until it does there is no other tick, nor anything that looks whether there is something to read still.
 public final class ReadinessEvents: Sendable {
-    // DispatchSource may be cancelled from any thread (dispatch_source_cancel(3)).
+    // DispatchSource may be suspended, resumed and cancelled from any thread (dispatch_source_create(3)).
     private let source: any DispatchSourceRead
+    /// Suspended, which a source must not be when it is let go.
+    private let isWaiting = Mutex(false)
     /// One element at first, and whenever there may be something to read.
     public let ticks: AsyncStream<Void>
 
@@ -40,7 +44,10 @@ public final class ReadinessEvents: Sendable {
         continuation.yield()
         source = DispatchSource.makeReadSource(
             fileDescriptor: descriptor.rawValue, queue: DispatchQueue(label: label))
-        source.setEventHandler { continuation.yield() }
+        source.setEventHandler { [weak self] in
+            self?.wait()
+            continuation.yield()
+        }
         source.setCancelHandler {
             withExtendedLifetime(descriptor) {}
             continuation.finish()
@@ -48,7 +55,23 @@ public final class ReadinessEvents: Sendable {
         source.activate()
     }
 
+    private func wait() {
+        isWaiting.withLock { isWaiting in
+            if !isWaiting { source.suspend() }
+            isWaiting = true
+        }
+    }
+
+    /// What there was is read: the next tick tells of more.
+    public func drained() {
+        isWaiting.withLock { isWaiting in
+            if isWaiting { source.resume() }
+            isWaiting = false
+        }
+    }
+
     deinit {
+        drained()
         source.cancel()
     }
 }

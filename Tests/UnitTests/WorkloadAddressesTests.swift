@@ -164,14 +164,19 @@ struct WorkloadAddressesTests {
             ])
         var table = PeerTable()
         table.observe(device, plan, now: .now)
-        // 0.1 moves from n2 to n3, 0.2 goes, 0.5 comes; of n4, which is not asked about, nothing is said.
-        let workloads = ["n3": Set([try cidr("10.48.0.1/32"), try cidr("10.48.0.3/32"), try cidr("10.48.0.5/32")])]
-        let changes = table.allowedIPChanges(device, plan, workloads: workloads, of: ["n2", "n3"])
+        // 0.1 moves from n2 to n3, 0.2 goes, 0.5 comes, 0.3 stays, and n2's own address is no pod's any more.
+        let moves: [PeerTable.Move] = [
+            .init(address: try cidr("10.48.0.1/32"), from: "n2", to: "n3"),
+            .init(address: try cidr("10.48.0.2/32"), from: "n2", to: nil),
+            .init(address: try cidr("10.48.0.5/32"), from: nil, to: "n3"),
+            .init(address: try cidr("10.48.0.3/32"), from: "n3", to: "n3"),
+            .init(address: try cidr("10.0.0.2/32"), from: "n2", to: nil),
+        ]
+        let changes = table.allowedIPChanges(device, plan, moves)
         #expect(changes.map(\.publicKey) == [two, one])
         #expect(changes.first?.allowedIPs == [try cidr("10.48.0.1/32"), try cidr("10.48.0.5/32")])
         #expect(changes.last?.removedAllowedIPs == [try cidr("10.48.0.2/32")], "what another gets is not taken")
-        let incomplete = table.allowedIPChanges(
-            device, plan, workloads: workloads, of: ["n2", "n3"], mayRemove: false)
+        let incomplete = table.allowedIPChanges(device, plan, moves, mayRemove: false)
         #expect(incomplete.map(\.publicKey) == [two], "what is not known to be gone is not taken")
         #expect(changes.allSatisfy { $0.updateOnly && !$0.replaceAllowedIPs && $0.endpoint == nil })
     }
