@@ -255,46 +255,8 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
         return result
     }
 
-    /// By `BPF_MAP_LOOKUP_BATCH` (5.6); nil where the map type or kernel has none.
-    private func entriesInBatches() throws(BPFError) -> [(key: Key, value: Value)]? {
-        let map = try descriptor.rawValue
-        let chunk = min(information.maximumEntries, 4096)
-        var keys = [UInt8](repeating: 0, count: chunk * MemoryLayout<Key>.size)
-        var values = [UInt8](repeating: 0, count: chunk * valueBytes)
-        // The cursor is opaque: a bucket number for hashes, a key for tries.
-        var cursor = [UInt8](repeating: 0, count: max(8, MemoryLayout<Key>.size))
-        var result: [(key: Key, value: Value)] = []
-        var first = true
-        while true {
-            var count = UInt32(chunk)
-            var out = cursor
-            let status: Int32
-            if first {
-                status = unsafe bpf_map_lookup_batch(map, nil, &out, &keys, &values, &count, nil)
-            } else {
-                status = unsafe bpf_map_lookup_batch(map, &cursor, &out, &keys, &values, &count, nil)
-            }
-            if status < 0 && status != -ENOENT {
-                // Not for this type, or a bucket larger than the chunk: one by one.
-                return nil
-            }
-            for index in 0..<Int(count) {
-                let key = unsafe keys.withUnsafeBytes {
-                    unsafe $0.loadUnaligned(fromByteOffset: index * MemoryLayout<Key>.size, as: Key.self)
-                }
-                let value = unsafe values.withUnsafeBytes {
-                    unsafe $0.loadUnaligned(fromByteOffset: index * valueBytes, as: Value.self)
-                }
-                result.append((key, value))
-            }
-            if status == -ENOENT { return result }
-            cursor = out
-            first = false
-        }
-    }
-
     /// Bytes that a lookup writes: per CPU each value is padded to 8 bytes.
-    private var valueBytes: Int {
+    var valueBytes: Int {
         let size = MemoryLayout<Value>.size
         return information.isPerCPU ? (size + 7) & ~7 * possibleCPUs : size
     }

@@ -108,8 +108,9 @@ public struct RouteTable: Sendable {
 
     /// Routes of single addresses: slots.
     public func addressEntries() throws(BPFError) -> [IPAddress: UInt32] {
-        var result: [IPAddress: UInt32] = [:]
-        for (address, route) in try addresses.entries() { result[address] = route.slot }
+        let entries = try addresses.entries()
+        var result = [IPAddress: UInt32](minimumCapacity: entries.count)
+        for (address, route) in entries { result[address] = route.slot }
         return result
     }
 

@@ -40,7 +40,22 @@ struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
     }
 
     func entries() throws(BPFError) -> [(IPAddress, Value)] {
-        try ipv4.entries().map { ($0.key.model, $0.value) } + ipv6.entries().map { ($0.key.model, $0.value) }
+        try Self.entries(ipv4) { $0.model } + Self.entries(ipv6) { $0.model }
+    }
+
+    private static func entries<Key: BitwiseCopyable & Sendable>(
+        _ map: BPFMap<Key, Value>, _ model: (Key) -> IPAddress
+    ) throws(BPFError) -> [(IPAddress, Value)] {
+        var result: [(IPAddress, Value)] = []
+        let isWhole = try unsafe map.withBatches { keys, values, count in
+            for index in 0..<count {
+                let key = unsafe keys.loadUnaligned(fromByteOffset: index * MemoryLayout<Key>.size, as: Key.self)
+                let value = unsafe values.loadUnaligned(
+                    fromByteOffset: index * MemoryLayout<Value>.size, as: Value.self)
+                result.append((model(key), value))
+            }
+        }
+        return isWhole ? result : try map.entries().map { (model($0.key), $0.value) }
     }
 }
 

@@ -62,7 +62,7 @@ struct wgp_flow {
 	__u8 lane; /* reserved: which of the slot's lanes it takes; the first is taken now */
 	__u8 pad;
 	__u32 reason; /* enum wgp_reason of its last drop */
-	__u32 pad2;
+	__u32 jiffies; /* low 32 bits, when last_ns was written: the clock is asked once a jiffy */
 };
 _Static_assert(sizeof(struct wgp_flow) == 64, "flow");
 /* Events and traces have eight bits for them. */

@@ -88,11 +88,16 @@ static __always_inline int wgp_flow_insert(const struct wgp_packet *p, __u32 ifi
 
 static __always_inline void wgp_flow_account(struct wgp_flow *flow, const struct wgp_packet *p)
 {
+	__u32 jiffies = (__u32)bpf_jiffies64(); /* a load, where the other clock is a call */
+
 	if (constants.uncounted)
 		return;
 	__atomic_fetch_add(&flow->packets, p->packets, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&flow->bytes, p->bytes, __ATOMIC_RELAXED);
-	flow->last_ns = wgp_now();
+	if (flow->jiffies != jiffies) {
+		flow->jiffies = jiffies;
+		flow->last_ns = wgp_now();
+	}
 	if (wgp_starts_connection(p))
 		flow->tcp_flags = p->tcp_flags;
 	else if (p->tcp_flags & ~flow->tcp_flags)
