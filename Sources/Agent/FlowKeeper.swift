@@ -22,6 +22,9 @@ actor FlowKeeper {
     private var cache: FlowCache?
     private var aggregator: FlowAggregator?
     private var lastAggregate = ContinuousClock.now
+    /// Of cycles whose flows are exported nowhere, unless the table is filling.
+    private var pace = Pace(.seconds(5))
+    private var isFilling = false
     private var lastCycle: ContinuousClock.Instant?
 
     nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
@@ -39,7 +42,8 @@ actor FlowKeeper {
 
     /// Seconds between two cycles: less than the time-outs, so that these are kept.
     private func period(_ settings: FlowExportSettings) -> Duration {
-        settings.isOn && min(settings.activeTimeout, settings.idleTimeout) < 10 ? .seconds(1) : .seconds(5)
+        guard settings.isOn else { return isFilling ? .seconds(5) : pace.period }
+        return min(settings.activeTimeout, settings.idleTimeout) < 10 ? .seconds(1) : .seconds(5)
     }
 
     /// Settings are in force at once. Whether a cycle is due with them.
@@ -58,8 +62,11 @@ actor FlowKeeper {
         lastCycle = .now
         guard let maps else { return await forget() }
         let began = monotonicNanoseconds()
+        let mark = pace.begin()
+        defer { pace.end(mark) }
         do {
             let swept = try FlowSweeper(maps).sweep(now: began)
+            isFilling = swept.flows.count > maps.flows.capacity / 4
             statistics.noteEnded(flows: swept.gone.count, mappings: swept.mappings)
             if swept.gone.count + swept.mappings > 0 {
                 logger.debug(

@@ -93,6 +93,7 @@ actor AuditKeeper {
     private let queue = KernelQueue(label: "audit")
     private var samples: [TunnelAudit.Sample] = []
     private var watch = StallWatch()
+    private var pace = Pace(.seconds(9))
     private let holder = Mutex(Result())
 
     struct Result: Sendable {
@@ -113,7 +114,9 @@ actor AuditKeeper {
 
     /// Call it every ten seconds or so, with the agent's report.
     func look(_ report: StatusReport?) {
-        guard let report else { return }
+        guard let report, pace.isDue else { return }
+        let mark = pace.begin()
+        defer { pace.end(mark) }
         let view = NodeView(options, told: report)
         guard let (sample, states) = try? NodeAudit(view).look() else {
             samples = []

@@ -25,7 +25,7 @@ extension NodeController {
         let route = try session()
         try chooseMode(plan, &problems)
         let backend = try backendOrProblem(plan, &problems)
-        if now - lastAudit >= Self.auditPeriod {
+        if now - lastAudit >= auditPeriod {
             lastAudit = now
             try steering?.resync(addresses: sight?.addresses)
             routing?.resync()

@@ -23,7 +23,7 @@ extension NodeController {
     /// Looks at the devices, and at the routes where they are to be compared, while changes are taken in.
     func lookAround() async -> LookAhead.Sight? {
         guard let backend else { return nil }
-        let isCompared = ContinuousClock.now - lastAudit >= Self.auditPeriod
+        let isCompared = ContinuousClock.now - lastAudit >= auditPeriod
         let names = families.values.compactMap { $0.device?.name }
         guard !names.isEmpty else { return nil }
         touchedPeers = []

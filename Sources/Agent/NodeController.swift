@@ -143,7 +143,9 @@ public actor NodeController {
     /// peers must have been silent, for they may hear of it late.
     static let drainTime = Duration.seconds(1)
     static let drainSilence = Duration.milliseconds(700)
-    static let auditPeriod = Duration.seconds(10)
+    /// Of whole passes: what they compare is as it was told, or mended.
+    private var pace = Pace(.seconds(10))
+    var auditPeriod: Duration { pace.period }
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
@@ -239,7 +241,9 @@ public actor NodeController {
     func reconcile() async -> Duration {
         if let next = changeWorkloads() { return next }
         let began = monotonicNanoseconds()
+        let mark = pace.begin()
         defer {
+            pace.end(mark)
             // A pass over a large cluster leaves much behind.
             if monotonicNanoseconds() - began > 20_000_000 { ProcessMemory.release() }
             statistics.notePass(
@@ -248,7 +252,7 @@ public actor NodeController {
         }
         lastPassFailed = false
         // What changes from now on is another pass's.
-        wholePassDue = .now + Self.auditPeriod
+        wholePassDue = .now + auditPeriod
         sight = await lookAround()
         isInPass = true
         defer {
@@ -260,7 +264,7 @@ public actor NodeController {
         rememberKeyOwners()
         guard inventory.isReady else {
             await reportWaiting()
-            return Self.auditPeriod
+            return auditPeriod
         }
         var problems = inventory.problems + staleProblems()
         var plan = makePlan()
@@ -348,7 +352,7 @@ public actor NodeController {
 
     /// `cost`: what this pass took.
     func nextPass(_ plan: NodePlan, cost: Duration) -> Duration {
-        var next = Self.auditPeriod
+        var next = auditPeriod
         for (family, state) in families {
             if let look = state.peers.nextLook(plan[family].peers, now: .now, cost: cost) { next = min(next, look) }
             for until in [state.drainingUntil, state.formerPort?.until].compactMap({ $0 }) {

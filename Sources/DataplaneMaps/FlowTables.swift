@@ -85,26 +85,27 @@ public struct FlowTable: Sendable {
 
     /// All entries, in no order.
     public func list() throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] {
-        let (narrow, wide) = (try ipv4.entries(), try ipv6.entries())
-        var result: [(key: FlowKey, entry: FlowEntry)] = []
-        result.reserveCapacity(narrow.count + wide.count)
-        for (key, value) in narrow {
-            let key = FlowKey(
-                source: IPAddress(networkOrder32: key.source), destination: IPAddress(networkOrder32: key.destination),
-                sourcePort: UInt16(bigEndian: key.source_port),
-                destinationPort: UInt16(bigEndian: key.destination_port),
-                transport: key.protocol, interface: key.ifindex)
-            result.append((key, FlowEntry(value)))
-        }
-        for (key, value) in wide {
-            let key = FlowKey(
-                source: IPAddress(.ipv6, field: key.source), destination: IPAddress(.ipv6, field: key.destination),
-                sourcePort: UInt16(bigEndian: key.source_port),
-                destinationPort: UInt16(bigEndian: key.destination_port),
-                transport: key.protocol, interface: key.ifindex)
-            result.append((key, FlowEntry(value)))
-        }
-        return result
+        try Self.list(ipv4, Self.key) + Self.list(ipv6, Self.key)
+    }
+
+    private static func list<Key: BitwiseCopyable & Sendable>(
+        _ map: BPFMap<Key, wgp_flow>, _ model: (Key) -> FlowKey
+    ) throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] {
+        try map.decoded { (model($0), FlowEntry($1)) }
+    }
+
+    private static func key(_ key: wgp_flow_key4) -> FlowKey {
+        FlowKey(
+            source: IPAddress(networkOrder32: key.source), destination: IPAddress(networkOrder32: key.destination),
+            sourcePort: UInt16(bigEndian: key.source_port), destinationPort: UInt16(bigEndian: key.destination_port),
+            transport: key.protocol, interface: key.ifindex)
+    }
+
+    private static func key(_ key: wgp_flow_key6) -> FlowKey {
+        FlowKey(
+            source: IPAddress(.ipv6, field: key.source), destination: IPAddress(.ipv6, field: key.destination),
+            sourcePort: UInt16(bigEndian: key.source_port), destinationPort: UInt16(bigEndian: key.destination_port),
+            transport: key.protocol, interface: key.ifindex)
     }
 
     /// Takes an entry out and returns its last counters; nil when it was gone.

@@ -40,22 +40,23 @@ struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
     }
 
     func entries() throws(BPFError) -> [(IPAddress, Value)] {
-        try Self.entries(ipv4) { $0.model } + Self.entries(ipv6) { $0.model }
+        try ipv4.decoded { ($0.model, $1) } + ipv6.decoded { ($0.model, $1) }
     }
+}
 
-    private static func entries<Key: BitwiseCopyable & Sendable>(
-        _ map: BPFMap<Key, Value>, _ model: (Key) -> IPAddress
-    ) throws(BPFError) -> [(IPAddress, Value)] {
-        var result: [(IPAddress, Value)] = []
-        let isWhole = try unsafe map.withBatches { keys, values, count in
+extension BPFMap {
+    /// All entries as `decode` makes them. Where the types are known, several times as fast as `entries`.
+    @inline(__always) func decoded<Entry>(_ decode: (Key, Value) -> Entry) throws(BPFError) -> [Entry] {
+        var result: [Entry] = []
+        let isWhole = try unsafe withBatches { keys, values, count in
             for index in 0..<count {
                 let key = unsafe keys.loadUnaligned(fromByteOffset: index * MemoryLayout<Key>.size, as: Key.self)
                 let value = unsafe values.loadUnaligned(
                     fromByteOffset: index * MemoryLayout<Value>.size, as: Value.self)
-                result.append((model(key), value))
+                result.append(decode(key, value))
             }
         }
-        return isWhole ? result : try map.entries().map { (model($0.key), $0.value) }
+        return isWhole ? result : try entries().map { decode($0.key, $0.value) }
     }
 }
 

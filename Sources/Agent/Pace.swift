@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import SystemDescriptors
+
+/// How often is looked for what nobody tells of: each so many seconds, and less often where that takes long, on a node of
+/// a large cluster: a hundredth of a processor at most, as far as a minute allows.
+struct Pace: Sendable {
+    private static let longest = Duration.seconds(60)
+    private let least: Duration
+    /// Of the last time, in processor time of the whole process: what waits for a busy processor costs nothing.
+    private var cost = Duration.zero
+    private var last: ContinuousClock.Instant?
+
+    init(_ least: Duration) { self.least = least }
+
+    var period: Duration { min(max(least, cost * 100), max(least, Self.longest)) }
+
+    /// Whether a period has passed since `begin` was called last.
+    var isDue: Bool { last.map { ContinuousClock.now - $0 >= period } ?? true }
+
+    /// Returns what `end` wants.
+    mutating func begin() -> UInt64 {
+        last = .now
+        return processorNanoseconds()
+    }
+
+    mutating func end(_ began: UInt64) { cost = .nanoseconds(processorNanoseconds() - began) }
+}
