@@ -111,23 +111,8 @@ host_part() {
 	record host "$(uname -r)" "$part" auto auto "$log" $status $((SECONDS - begun))
 }
 
-if [ -n "$host" ]; then
-	wait $servers || {
-		cat "$results/servers"
-		say "kube-apiserver or helm cannot be had: the tests that want them will fail"
-	}
-	mkdir "$results/host"
-	"$wgplane" doctor -o json >"$results/host/doctor.json" 2>/dev/null
-	# What waits for servers most of the time goes on beside the machines, if there are any.
-	if [ ${#kernels[@]} -gt 0 ]; then host_part all --skip '^DatastoreTests\.'; else host_part all "$@"; fi
-fi
-
+# The machines' own.
 if [ ${#kernels[@]} -gt 0 ]; then
-	datastores=
-	[ -z "$host" ] || {
-		{ set +m && host_part datastores --filter '^DatastoreTests\.'; } &
-		datastores=$!
-	}
 	wait $fetcher || {
 		cat "$results/fetch"
 		say "the machines' kernels cannot be had"
@@ -139,12 +124,40 @@ if [ ${#kernels[@]} -gt 0 ]; then
 	tests=$results/tests
 	mkdir "$tests"
 	cp "$binaries/wgplanePackageTests.xctest" "$wgplane" "$tests/"
-	# Two lanes: each machine's tests run one after the other, mostly on one processor.
 	limit=1500
 	[ $set = proof ] || limit=7200
+fi
+
+parts=$set
+if [ -n "$host" ]; then
+	wait $servers || {
+		cat "$results/servers"
+		say "kube-apiserver or helm cannot be had: the tests that want them will fail"
+	}
+	# What no clock is looked at for goes on meanwhile in the machines, with what processors these tests leave.
+	programs=
+	if [ ${#kernels[@]} -gt 0 ] && [ $set = proof ]; then
+		parts=cluster
+		{ set +m && for kernel in "${kernels[@]}"; do machine "$kernel" programs $((limit + 1500)) "chrt --idle 0"; done; } &
+		programs=$!
+	fi
+	mkdir "$results/host"
+	"$wgplane" doctor -o json >"$results/host/doctor.json" 2>/dev/null
+	# What waits for servers most of the time goes on beside the machines, if there are any.
+	if [ ${#kernels[@]} -gt 0 ]; then host_part all --skip '^DatastoreTests\.'; else host_part all "$@"; fi
+	[ -z "$programs" ] || wait $programs
+fi
+
+if [ ${#kernels[@]} -gt 0 ]; then
+	datastores=
+	[ -z "$host" ] || {
+		{ set +m && host_part datastores --filter '^DatastoreTests\.'; } &
+		datastores=$!
+	}
+	# Two lanes: each machine's tests run one after the other, mostly on one processor.
 	lane() {
 		set +m # one group for all that it starts
-		for kernel in "$@"; do machine "$kernel" $set $limit; done
+		for kernel in "$@"; do machine "$kernel" $parts $limit; done
 	}
 	first=() second=()
 	for index in "${!kernels[@]}"; do

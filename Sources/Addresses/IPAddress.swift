@@ -162,7 +162,11 @@ extension IPAddress: LosslessStringConvertible {
 
     /// Dotted decimal, or the canonical text of RFC 5952.
     public var description: String {
-        if family == .ipv4 { return bytes.map(String.init).joined(separator: ".") }
+        if family == .ipv4 {
+            var text: [UInt8] = []
+            appendText(to: &text)
+            return String(decoding: text, as: UTF8.self)
+        }
         let groups = (0..<8).map { UInt16(truncatingIfNeeded: bits >> UInt128(16 * (7 - $0))) }
         var best = 0..<0
         var start = 0
@@ -181,6 +185,20 @@ extension IPAddress: LosslessStringConvertible {
         }
         if best.isEmpty { return text(groups[...]) }
         return text(groups[..<best.lowerBound]) + "::" + text(groups[best.upperBound...])
+    }
+}
+
+extension IPAddress {
+    /// Appends the description as ASCII; for texts of very many.
+    public func appendText(to text: inout [UInt8]) {
+        guard family == .ipv4 else { return text += Array(description.utf8) }
+        for shift in [24, 16, 8, 0] as [UInt32] {
+            let byte = UInt8(truncatingIfNeeded: UInt32(truncatingIfNeeded: bits) >> shift)
+            if byte >= 100 { text.append(48 + byte / 100) }
+            if byte >= 10 { text.append(48 + byte / 10 % 10) }
+            text.append(48 + byte % 10)
+            if shift > 0 { text.append(0x2e) }
+        }
     }
 }
 

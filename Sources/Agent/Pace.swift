@@ -7,12 +7,14 @@ import SystemDescriptors
 struct Pace: Sendable {
     private static let longest = Duration.seconds(60)
     private let least: Duration
-    /// Of the last time, in processor time of the whole process: what waits for a busy processor costs nothing.
-    private var cost = Duration.zero
+    /// Of the last times, in processor time of the whole process: what waits for a busy processor costs nothing.
+    private var costs = [Duration.zero, .zero]
     private var last: ContinuousClock.Instant?
 
     init(_ least: Duration) { self.least = least }
 
+    /// The first time, and others in which much was to be done, say nothing of what it takes to look.
+    private var cost: Duration { costs.min() ?? .zero }
     var period: Duration { min(max(least, cost * 100), max(least, Self.longest)) }
 
     /// Whether a period has passed since `begin` was called last.
@@ -24,5 +26,5 @@ struct Pace: Sendable {
         return processorNanoseconds()
     }
 
-    mutating func end(_ began: UInt64) { cost = .nanoseconds(processorNanoseconds() - began) }
+    mutating func end(_ began: UInt64) { costs = [costs[1], .nanoseconds(processorNanoseconds() - began)] }
 }

@@ -37,8 +37,11 @@ struct PeersBenchmark: Benchmark {
         let peers = try (0..<count).map(peer)
         var moved = peers
         moved[count / 2].allowedIPs[0] = try prefix("10.200.0.1/32")
+        try Tools.run(["wg", "genkey"], output: "\(folder)/key")
+        let otherKey = try String(contentsOfFile: "\(folder)/key", encoding: .utf8)
         for (file, list) in [("all", peers), ("moved", moved), ("none", [])] {
-            try configuration(list).write(toFile: "\(folder)/\(file)", atomically: false, encoding: .utf8)
+            try configuration(list, key: otherKey).write(
+                toFile: "\(folder)/\(file)", atomically: false, encoding: .utf8)
         }
         try backend.apply(DeviceChange(privateKey: key, listeningPort: 51820), to: own)
         func empty() throws {
@@ -127,8 +130,8 @@ struct PeersBenchmark: Benchmark {
     }
 
     /// As wg(8) reads it.
-    private static func configuration(_ peers: [PeerChange]) -> String {
-        var text = "[Interface]\nListenPort = 51821\n"
+    private static func configuration(_ peers: [PeerChange], key: String) -> String {
+        var text = "[Interface]\nListenPort = 51821\nPrivateKey = \(key)\n"
         for peer in peers {
             text += "[Peer]\nPublicKey = \(peer.publicKey)\n"
             if let endpoint = peer.endpoint { text += "Endpoint = \(endpoint)\n" }

@@ -307,8 +307,19 @@ public struct StreamSocket: ~Copyable {
         descriptor = owner
     }
 
+    /// Throws `EPIPE` where the other side has closed.
     public borrowing func writeAll(_ bytes: [UInt8]) throws(Errno) {
-        try SystemDescriptors.writeAll(descriptor, bytes)
+        let number = descriptor.rawValue
+        var done = 0
+        while done < bytes.count {
+            let start = done
+            done += try retryingInterrupts {
+                unsafe bytes.withUnsafeBytes {
+                    unsafe Glibc.send(
+                        number, $0.baseAddress?.advanced(by: start), $0.count - start, Int32(MSG_NOSIGNAL))
+                }
+            }
+        }
     }
 
     /// Reads until what came ends with these bytes, or the other side closes. Refuses more than `limit` bytes with
@@ -319,7 +330,8 @@ public struct StreamSocket: ~Copyable {
         var total = 0
         let number = descriptor.rawValue
         while true {
-            var piece = [UInt8](repeating: 0, count: 1 << 18)
+            // Most answers are short.
+            var piece = [UInt8](repeating: 0, count: pieces.isEmpty ? 1 << 12 : 1 << 18)
             var used = 0
             var isLast = false
             do {

@@ -99,9 +99,19 @@ public final class UserspaceBackend: WireGuardBackend {
     }
 
     public func apply(_ change: DeviceChange, to device: String) throws {
-        var request = UserspaceProtocol.encode(change.movingRemovals())
-        defer { GuardedBytes.wipe(&request) }
-        let answer = String(decoding: try exchange(request, device), as: UTF8.self)
+        let stream = try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5)
+        var broken: Errno?
+        do {
+            try UserspaceProtocol.encode(change.movingRemovals()) { piece throws(Errno) in try stream.writeAll(piece) }
+        } catch {
+            // It hangs up in the middle of what it refuses, and has said why.
+            broken = error
+        }
+        let answer: String
+        do {
+            answer = String(decoding: try stream.readUntil([10, 10]), as: UTF8.self)
+        } catch { throw broken ?? error }
+        if let broken, answer.isEmpty { throw broken }
         guard answer.hasPrefix("errno=0") else {
             throw WireGuardError.userspace(
                 device: device, "refused a change: \(answer.split(separator: "\n").first ?? "no answer")")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Addresses
+import SystemDescriptors
 
 /// The text of WireGuard's cross-platform userspace protocol: `key=value` lines,
 /// keys in lower-case hex (https://www.wireguard.com/xplatform/).
@@ -8,36 +9,63 @@ enum UserspaceProtocol {
     /// The body of a `set=1` request as bytes, since it may hold the private key; the caller wipes it.
     static func encode(_ change: DeviceChange) -> [UInt8] {
         var request: [UInt8] = []
-        // Room for all at once: growing would leave copies of the key behind.
-        request.reserveCapacity(256 + change.peers.reduce(0) { $0 + 256 + $1.allowedIPs.count * 64 })
-        request += Array("set=1\n".utf8)
-        func line(_ text: String) { request += Array("\(text)\n".utf8) }
+        encode(change) { request += $0 }
+        return request
+    }
+
+    /// The same in pieces, so that the other side works on one while the next is made. What is handed over is wiped.
+    static func encode<Failure>(
+        _ change: DeviceChange, _ take: ([UInt8]) throws(Failure) -> Void
+    ) throws(Failure) {
+        var piece: [UInt8] = []
+        let size = 1 << 15
+        piece.reserveCapacity(size + 1024)
+        defer { GuardedBytes.wipe(&piece) }
+        func flush() throws(Failure) {
+            try take(piece)
+            GuardedBytes.wipe(&piece)
+            piece.reserveCapacity(size + 1024)
+        }
+        func line(_ text: StaticString, _ value: some StringProtocol) {
+            piece += "\(text)".utf8
+            piece += value.utf8
+            piece.append(10)
+        }
+        func hex(_ text: StaticString, _ bytes: some Sequence<UInt8>) {
+            piece += "\(text)".utf8
+            for byte in bytes {
+                piece.append(hexDigit(byte >> 4))
+                piece.append(hexDigit(byte & 15))
+            }
+            piece.append(10)
+        }
+        piece += "set=1\n".utf8
         if let key = change.privateKey {
-            request += Array("private_key=".utf8)
-            key.withBytes { bytes in
-                for byte in bytes {
-                    request.append(hexDigit(byte >> 4))
-                    request.append(hexDigit(byte & 15))
+            key.withBytes { hex("private_key=", $0) }
+            // A piece that grew would leave copies of the key behind.
+            try flush()
+        }
+        if let port = change.listeningPort { line("listen_port=", "\(port)") }
+        if let mark = change.firewallMark { line("fwmark=", "\(mark)") }
+        for peer in change.peers {
+            hex("public_key=", peer.publicKey.bytes)
+            if peer.remove {
+                line("remove=", "true")
+            } else {
+                if peer.updateOnly { line("update_only=", "true") }
+                if let endpoint = peer.endpoint { line("endpoint=", "\(endpoint)") }
+                if let seconds = peer.keepAlive { line("persistent_keepalive_interval=", "\(seconds)") }
+                if peer.replaceAllowedIPs { line("replace_allowed_ips=", "true") }
+                for cidr in peer.allowedIPs {
+                    piece += "allowed_ip=".utf8
+                    cidr.address.appendText(to: &piece)
+                    line("/", "\(cidr.prefixLength)")
                 }
             }
-            request.append(10)
+            if piece.count >= size { try flush() }
         }
-        if let port = change.listeningPort { line("listen_port=\(port)") }
-        if let mark = change.firewallMark { line("fwmark=\(mark)") }
-        for peer in change.peers {
-            line("public_key=\(hex(peer.publicKey.bytes))")
-            if peer.remove {
-                line("remove=true")
-                continue
-            }
-            if peer.updateOnly { line("update_only=true") }
-            if let endpoint = peer.endpoint { line("endpoint=\(endpoint)") }
-            if let seconds = peer.keepAlive { line("persistent_keepalive_interval=\(seconds)") }
-            if peer.replaceAllowedIPs { line("replace_allowed_ips=true") }
-            for cidr in peer.allowedIPs { line("allowed_ip=\(cidr)") }
-        }
-        request.append(10)
-        return request
+        piece.append(10)
+        try take(piece)
     }
 
     /// The answer to `get=1`. The private key is taken out of the text and wiped at once.
