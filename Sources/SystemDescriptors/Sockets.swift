@@ -280,7 +280,7 @@ public struct CaptureSocket: Sendable {
 }
 
 /// A stream socket of the Unix kind.
-public struct StreamSocket: ~Copyable {
+public struct StreamSocket: ~Copyable, Sendable {
     private let descriptor: OwnedDescriptor
 
     public init(connectedTo path: String, timeoutSeconds: Int) throws(Errno) {

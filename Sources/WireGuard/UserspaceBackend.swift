@@ -3,6 +3,7 @@
 internal import Glibc
 internal import Addresses
 internal import Netlink
+internal import Synchronization
 internal import SystemDescriptors
 internal import SystemPackage
 
@@ -12,6 +13,7 @@ public final class UserspaceBackend: WireGuardBackend {
     private let route: RouteSession
     private let folder: String
     private let program: String
+    private let kept = Mutex<Connection?>(nil)
 
     /// `folder` is where the sockets are (`/var/run/wireguard` by the protocol).
     public init(program: String = "wireguard-go", folder: String = "/var/run/wireguard") throws {
@@ -99,26 +101,55 @@ public final class UserspaceBackend: WireGuardBackend {
     }
 
     public func apply(_ change: DeviceChange, to device: String) throws {
-        let stream = try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5)
-        var broken: Errno?
-        do {
-            try UserspaceProtocol.encode(change.movingRemovals()) { piece throws(Errno) in try stream.writeAll(piece) }
-        } catch {
-            // It hangs up in the middle of what it refuses, and has said why.
-            broken = error
+        let change = change.movingRemovals()
+        let answer = try kept.withLock { kept in
+            // One that has been kept may have been hung up on; nothing was taken then.
+            if let answer = Self.exchange(change, with: device, by: &kept) { return answer }
+            kept = Connection(
+                device: device, stream: try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5))
+            return Self.exchange(change, with: device, by: &kept) ?? "no answer"
         }
-        let answer: String
-        do {
-            answer = String(decoding: try stream.readUntil([10, 10]), as: UTF8.self)
-        } catch { throw broken ?? error }
-        if let broken, answer.isEmpty { throw broken }
         guard answer.hasPrefix("errno=0") else {
             throw WireGuardError.userspace(
                 device: device, "refused a change: \(answer.split(separator: "\n").first ?? "no answer")")
         }
     }
 
+    /// Keeps a connection on which a change was taken. Nil: there is none, or it is broken.
+    private static func exchange(
+        _ change: DeviceChange, with device: String, by kept: inout Connection?
+    ) -> String? {
+        guard let connection = kept.take(), connection.device == device,
+            let answer = try? connection.exchange(change)
+        else { return nil }
+        if answer.hasPrefix("errno=0") { kept = consume connection }
+        return answer
+    }
+
+    /// To a device's process, for one change after the other.
+    private struct Connection: ~Copyable, Sendable {
+        let device: String
+        let stream: StreamSocket
+
+        func exchange(_ change: DeviceChange) throws(Errno) -> String {
+            var broken: Errno?
+            do {
+                try UserspaceProtocol.encode(change) { piece throws(Errno) in try stream.writeAll(piece) }
+            } catch {
+                // It hangs up in the middle of what it refuses, and has said why.
+                broken = error
+            }
+            let answer: String
+            do {
+                answer = String(decoding: try stream.readUntil([10, 10]), as: UTF8.self)
+            } catch { throw broken ?? error }
+            if answer.isEmpty { throw broken ?? .brokenPipe }
+            return answer
+        }
+    }
+
     public func delete(device: String) throws {
+        kept.withLock { $0 = nil }
         // The program ends when its socket is unlinked or its device deleted.
         try? removeFile(socketPath(device))
         // Which only goes when it is empty.
