@@ -5,6 +5,9 @@ internal import Addresses
 extension DeviceChange {
     var removesAllowedIPs: Bool { peers.contains { !$0.removedAllowedIPs.isEmpty } }
 
+    /// Whose private key nobody has kept. A peer of this name is there for the time of a change only.
+    private static let nobody = PrivateKey.generate().publicKey
+
     /// The same change for a device that cannot remove a single allowed IP, only replace a
     /// peer's whole set, during which the others are missing. An allowed IP that goes moves to
     /// a peer that nobody is, which goes with it; what another peer of this change gets has
@@ -19,7 +22,7 @@ extension DeviceChange {
             result.peers[index].removedAllowedIPs = []
         }
         for peer in peers where !peer.remove { homeless.subtract(peer.allowedIPs) }
-        guard !homeless.isEmpty, let nobody = PrivateKey.generate().publicKey else { return result }
+        guard !homeless.isEmpty, let nobody = Self.nobody else { return result }
         var taker = PeerChange(nobody)
         taker.allowedIPs = homeless.sorted()
         var removal = PeerChange(nobody)
