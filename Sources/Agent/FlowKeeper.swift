@@ -65,8 +65,8 @@ actor FlowKeeper {
         let mark = pace.begin()
         defer { pace.end(mark) }
         do {
-            let swept = try FlowSweeper(maps).sweep(now: began)
-            isFilling = swept.flows.count > maps.flows.capacity / 4
+            let swept = try FlowSweeper(maps).sweep(now: began, withFlows: settings.isOn)
+            isFilling = swept.entries > maps.flows.capacity / 2
             statistics.noteEnded(flows: swept.gone.count, mappings: swept.mappings)
             if swept.gone.count + swept.mappings > 0 {
                 logger.debug(

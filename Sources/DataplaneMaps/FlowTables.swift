@@ -84,14 +84,25 @@ public struct FlowTable: Sendable {
     }
 
     /// All entries, in no order.
-    public func list() throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] {
-        try Self.list(ipv4, Self.key) + Self.list(ipv6, Self.key)
+    public func list() throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] { try list { _, _ in true } }
+
+    /// What is seen of an entry before it is read.
+    public struct Glance: Sendable {
+        public var packets: UInt64
+        /// CLOCK_MONOTONIC, nanoseconds.
+        public var last: UInt64
+        public var tcpFlags: UInt8
     }
 
-    private static func list<Key: BitwiseCopyable & Sendable>(
-        _ map: BPFMap<Key, wgp_flow>, _ model: (Key) -> FlowKey
+    /// The entries that are wanted: of the others no more is made than a key.
+    public func list(
+        _ isWanted: (FlowKey, Glance) -> Bool
     ) throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] {
-        try map.decoded { (model($0), FlowEntry($1)) }
+        func pick(_ key: FlowKey, _ value: wgp_flow) -> (key: FlowKey, entry: FlowEntry)? {
+            let glance = Glance(packets: value.packets, last: value.last_ns, tcpFlags: value.tcp_flags)
+            return isWanted(key, glance) ? (key, FlowEntry(value)) : nil
+        }
+        return try ipv4.decoded { pick(Self.key($0), $1) } + ipv6.decoded { pick(Self.key($0), $1) }
     }
 
     private static func key(_ key: wgp_flow_key4) -> FlowKey {

@@ -46,17 +46,18 @@ struct AddressTable<Value: BitwiseCopyable & Sendable>: Sendable {
 
 extension BPFMap {
     /// All entries as `decode` makes them. Where the types are known, several times as fast as `entries`.
-    @inline(__always) func decoded<Entry>(_ decode: (Key, Value) -> Entry) throws(BPFError) -> [Entry] {
+    /// Those of which it makes nil are left out; `decode` may be called once more for each.
+    @inline(__always) func decoded<Entry>(_ decode: (Key, Value) -> Entry?) throws(BPFError) -> [Entry] {
         var result: [Entry] = []
         let isWhole = try unsafe withBatches { keys, values, count in
             for index in 0..<count {
                 let key = unsafe keys.loadUnaligned(fromByteOffset: index * MemoryLayout<Key>.size, as: Key.self)
                 let value = unsafe values.loadUnaligned(
                     fromByteOffset: index * MemoryLayout<Value>.size, as: Value.self)
-                result.append(decode(key, value))
+                if let entry = decode(key, value) { result.append(entry) }
             }
         }
-        return isWhole ? result : try entries().map { decode($0.key, $0.value) }
+        return isWhole ? result : try entries().compactMap { decode($0.key, $0.value) }
     }
 }
 

@@ -71,7 +71,7 @@ public struct FlowPair: Sendable, Hashable {
     }
 
     /// The same for a flow's two directions, whatever their devices.
-    private static func tuple(_ key: FlowKey) -> UInt64 {
+    static func tuple(_ key: FlowKey) -> UInt64 {
         if key.transport == 1 || key.transport == 58 {
             let type = min(key.destinationPort, echoTypes[key.destinationPort] ?? key.destinationPort)
             let ends = mix(word(key.source)) &+ mix(word(key.destination))

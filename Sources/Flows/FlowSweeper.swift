@@ -41,8 +41,10 @@ public struct FlowSweeper: Sendable {
 
     /// What a pass has found and taken out.
     public struct Swept: Sendable {
-        /// Flows that stay.
+        /// Flows that stay, where they are wanted.
         public var flows: [FlowPair] = []
+        /// Entries that there were, of the family that had more.
+        public var entries = 0
         /// Those that went, with their last counters.
         public var gone: [FlowPair] = []
         public var mappings = 0
@@ -52,14 +54,21 @@ public struct FlowSweeper: Sendable {
     ///
     /// An entry is taken out in one step with its last counters: a packet that comes meanwhile
     /// is counted in it, or makes another. Both directions of a flow go together, when neither is used.
-    public func sweep(now: UInt64) throws -> Swept {
-        let entries = try maps.flows.list()
-        let wide = entries.count { $0.key.source.family == .ipv6 }
-        let limit = Self.pressure * Double(maps.flows.capacity)
-        let crowded: [AddressFamily: Bool] = [
-            .ipv4: Double(entries.count - wide) > limit, .ipv6: Double(wide) > limit,
-        ]
+    ///
+    /// `withFlows`: false where it is not asked which flows stay, and those are looked at alone that may be over.
+    public func sweep(now: UInt64, withFlows: Bool = true) throws -> Swept {
         var swept = Swept()
+        let limit = Self.pressure * Double(maps.flows.capacity)
+        var entries: [(key: FlowKey, entry: FlowEntry)] = []
+        var counts: [AddressFamily: Int] = [:]
+        if !withFlows { (entries, counts) = try overByThemselves(now) }
+        if withFlows || counts.values.contains(where: { Double($0) > limit }) {
+            entries = try maps.flows.list()
+            let wide = entries.count { $0.key.source.family == .ipv6 }
+            counts = [.ipv4: entries.count - wide, .ipv6: wide]
+        }
+        swept.entries = counts.values.max() ?? 0
+        let crowded = counts.mapValues { Double($0) > limit }
         for var pair in FlowPair.pairs(entries) {
             let transport = pair.key.transport
             var seconds = Self.timeout(transport: transport, pair.entry, pair.reverse)
@@ -70,7 +79,7 @@ public struct FlowSweeper: Sendable {
             }
             let last = pair.last
             guard now > last, now - last > seconds * 1_000_000_000 else {
-                swept.flows.append(pair)
+                if withFlows { swept.flows.append(pair) }
                 continue
             }
             if let entry = try maps.flows.take(pair.key) { pair.entry = entry }
@@ -79,6 +88,23 @@ public struct FlowSweeper: Sendable {
         }
         swept.mappings = try sweepMasquerade(now: now)
         return swept
+    }
+
+    /// Entries of flows of which one direction is over, taken by itself, and how many entries there are in all. A flow is
+    /// never over before one of its directions is.
+    private func overByThemselves(
+        _ now: UInt64
+    ) throws -> (entries: [(key: FlowKey, entry: FlowEntry)], counts: [AddressFamily: Int]) {
+        var (narrow, wide) = (0, 0)
+        var tuples: Set<UInt64> = []
+        _ = try maps.flows.list { key, glance in
+            if key.source.family == .ipv4 { narrow += 1 } else { wide += 1 }
+            let seconds = Self.timeout(transport: key.transport, tcpFlags: glance.tcpFlags)
+            if now > glance.last, now - glance.last > seconds * 1_000_000_000 { tuples.insert(FlowPair.tuple(key)) }
+            return false
+        }
+        let entries = tuples.isEmpty ? [] : try maps.flows.list { key, _ in tuples.contains(FlowPair.tuple(key)) }
+        return (entries, [.ipv4: narrow, .ipv6: wide])
     }
 
     /// A connection is over when one side has reset it or both have closed it.
