@@ -16,11 +16,6 @@ struct FarEnds: Sendable {
     private var known: [UInt32: (link: Link, addresses: FrameAddresses?)] = [:]
     /// Hardware addresses that neighbours at a device have told.
     private var answers: [UInt32: Set<[UInt8]>] = [:]
-    /// Where the kernel leaves what is handed over so out of the pods' own counters, it is left be.
-    private let isForced: Bool
-
-    /// `isForced`: whatever the kernel counts.
-    init(isForced: Bool = false) { self.isForced = isForced }
 
     /// Finds out what the kernel counts, which takes milliseconds, while other things are done.
     static func prepare() { _ = BackgroundThread { _ = DataplaneFeatures.countsAtFarEnds } }
@@ -31,7 +26,8 @@ struct FarEnds: Sendable {
     /// By index of the host's end. What cannot be looked at is none; what is not up yet is looked at again: the
     /// host's end gets a carrier then, of which the kernel tells.
     mutating func look(_ pods: [Link], _ session: RouteSession) -> [UInt32: FrameAddresses] {
-        guard isForced || DataplaneFeatures.countsAtFarEnds else { return [:] }
+        // Where the kernel leaves what is handed over so out of the pods' own counters, it is left be.
+        guard DataplaneFeatures.countsAtFarEnds else { return [:] }
         if known.isEmpty, let known = try? session.neighbours(.ipv4) + session.neighbours(.ipv6) {
             let pods = known.filter { !$0.address.isMulticast && !$0.address.isLinkLocal }
             answers = Dictionary(grouping: pods, by: \.index).mapValues { Set($0.map(\.hardwareAddress)) }

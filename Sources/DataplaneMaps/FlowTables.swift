@@ -88,7 +88,6 @@ public struct FlowTable: Sendable {
 
     /// What is seen of an entry before it is read.
     public struct Glance: Sendable {
-        public var packets: UInt64
         /// CLOCK_MONOTONIC, nanoseconds.
         public var last: UInt64
         public var tcpFlags: UInt8
@@ -99,8 +98,7 @@ public struct FlowTable: Sendable {
         _ isWanted: (FlowKey, Glance) -> Bool
     ) throws(BPFError) -> [(key: FlowKey, entry: FlowEntry)] {
         func pick(_ key: FlowKey, _ value: wgp_flow) -> (key: FlowKey, entry: FlowEntry)? {
-            let glance = Glance(packets: value.packets, last: value.last_ns, tcpFlags: value.tcp_flags)
-            return isWanted(key, glance) ? (key, FlowEntry(value)) : nil
+            isWanted(key, Glance(last: value.last_ns, tcpFlags: value.tcp_flags)) ? (key, FlowEntry(value)) : nil
         }
         return try ipv4.decoded { pick(Self.key($0), $1) } + ipv6.decoded { pick(Self.key($0), $1) }
     }

@@ -103,7 +103,7 @@ public final class UserspaceBackend: WireGuardBackend {
     public func apply(_ change: DeviceChange, to device: String) throws {
         let change = change.movingRemovals()
         let answer = try kept.withLock { kept in
-            // One that has been kept may have been hung up on; nothing was taken then.
+            // One that has been kept may have been hung up on. What was taken all the same is no other when said again.
             if let answer = Self.exchange(change, with: device, by: &kept) { return answer }
             kept = Connection(
                 device: device, stream: try StreamSocket(connectedTo: socketPath(device), timeoutSeconds: 5))
