@@ -24,6 +24,7 @@ struct DashboardService: Sendable {
         init(_ settings: DashboardSettings) {
             self.settings = settings
             modified = [settings.certificateFile, settings.keyFile, settings.tokenFile].map {
+                guard !$0.isEmpty else { return nil }
                 // Of what a link leads to, as in a volume of a Secret.
                 let path = URL(fileURLWithPath: $0).resolvingSymlinksInPath().path
                 return try? FileManager.default.attributesOfItem(atPath: path)[.modificationDate] as? Date
@@ -55,7 +56,7 @@ struct DashboardService: Sendable {
             let wanted = Wanted(await controller.inForce?.dashboard ?? DashboardSettings())
             guard await controller.inForce != nil, !wanted.settings.address.isEmpty else {
                 await controller.note(dashboard: nil)
-                try? await Task.sleep(for: .milliseconds(500))
+                try? await Task.sleep(for: .seconds(1))
                 continue
             }
             await withTaskGroup(of: Void.self) { group in
@@ -63,7 +64,7 @@ struct DashboardService: Sendable {
                     await serve(server, "dashboardAddress") { try DashboardListener(wanted.settings) }
                 }
                 group.addTask {
-                    while (try? await Task.sleep(for: .milliseconds(500))) != nil {
+                    while (try? await Task.sleep(for: .seconds(1))) != nil {
                         if Wanted(await controller.inForce?.dashboard ?? wanted.settings) != wanted { return }
                     }
                 }

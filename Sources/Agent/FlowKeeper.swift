@@ -23,7 +23,7 @@ actor FlowKeeper {
     private var aggregator: FlowAggregator?
     private var lastAggregate = ContinuousClock.now
     /// Of cycles whose flows are exported nowhere, unless the table is filling.
-    private var pace = Pace(.seconds(5))
+    private var pace = Pace(.seconds(5), factor: 1000)
     private var isFilling = false
     private var lastCycle: ContinuousClock.Instant?
 

@@ -93,7 +93,7 @@ actor AuditKeeper {
     private let queue = KernelQueue(label: "audit")
     private var samples: [TunnelAudit.Sample] = []
     private var watch = StallWatch()
-    private var pace = Pace(.seconds(9))
+    private var pace = Pace(.seconds(9), factor: 1000)
     private let holder = Mutex(Result())
 
     struct Result: Sendable {

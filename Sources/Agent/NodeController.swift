@@ -144,7 +144,7 @@ public actor NodeController {
     static let drainTime = Duration.seconds(1)
     static let drainSilence = Duration.milliseconds(700)
     /// Of whole passes: what they compare is as it was told, or mended.
-    private var pace = Pace(.seconds(10))
+    private var pace = Pace(.seconds(10), factor: 300)
     var auditPeriod: Duration { pace.period }
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }

@@ -11,7 +11,7 @@ import SystemDescriptors
 struct ChurnBenchmark: Benchmark {
     static let name = "churn"
     static let text =
-        "from a pod's file to its map entry, 100, 1,000 and 5,000 changes a second of pods on other nodes (directory)"
+        "from a pod's file to its map entry, 100 to 5,000 changes a second of pods on other nodes, whose agents are ended (directory)"
 
     static func run(_ context: BenchmarkContext) async throws -> [Result] {
         try await AgentRig.with(context, nodes: others.count + 1, platform: .eks) { rig in

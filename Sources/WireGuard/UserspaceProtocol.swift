@@ -80,47 +80,56 @@ enum UserspaceProtocol {
     ) throws(WireGuardError) -> DeviceState {
         var state = DeviceState(name: device, interface: 0, listeningPort: 0, firewallMark: 0, peers: [:])
         var peer: (key: PublicKey, state: PeerState)?
-        func finish() { if let peer { state.peers[peer.key] = peer.state } }
+        // Of the peer: made a set at once, for there may be a hundred thousand.
+        var allowedIPs: [CIDR] = []
+        func finish() {
+            guard case (let key, var found)? = peer.take() else { return }
+            found.allowedIPs = Set(allowedIPs)
+            allowedIPs.removeAll(keepingCapacity: true)
+            state.peers[key] = found
+        }
         var isWhole = false
         var start = 0
         // By index, so that no slice shares the buffer when the key in it is overwritten.
         while start < answer.count {
-            let end = answer[start...].firstIndex(of: 10) ?? answer.count
-            defer { start = end + 1 }
-            guard let equals = answer[start..<end].firstIndex(of: UInt8(ascii: "=")) else { continue }
-            let range = equals + 1..<end
-            // The one that there may be a hundred thousand of first.
-            if isAllowedIP(answer, start..<equals) {
-                if let cidr = CIDR(ascii: answer[range]) { peer?.state.allowedIPs.insert(cidr) }
-                continue
+            var (end, equals) = (start, -1)
+            while end < answer.count, answer[end] != 10 {
+                if equals < 0, answer[end] == UInt8(ascii: "=") { equals = end }
+                end += 1
             }
-            let name = String(decoding: answer[start..<equals], as: UTF8.self)
-            if name == "private_key" {
+            let line = start
+            start = end + 1
+            guard equals >= 0, let field = Field.named(answer[line..<equals]) else { continue }
+            let range = equals + 1..<end
+            if field == .privateKey {
                 var bytes = unhex(answer[range]) ?? []
                 for index in range { answer[index] = 0 }
                 key = PrivateKey(wiping: &bytes)
                 state.publicKey = key?.publicKey
                 continue
             }
-            let value = String(decoding: answer[range], as: UTF8.self)
-            switch name {
-            case "errno":
-                if value != "0" { throw .userspace(device: device, "answered errno \(value)") }
+            let value = answer[range]
+            switch field {
+            case .allowedIP: if peer != nil, let cidr = CIDR(ascii: value) { allowedIPs.append(cidr) }
+            case .errno:
+                guard number(value) == UInt64(0) else {
+                    throw .userspace(device: device, "answered errno \(String(decoding: value, as: UTF8.self))")
+                }
                 isWhole = true
-            case "listen_port": state.listeningPort = UInt16(value) ?? 0
-            case "fwmark": state.firewallMark = UInt32(value) ?? 0
-            case "public_key":
+            case .listenPort: state.listeningPort = number(value) ?? 0
+            case .firewallMark: state.firewallMark = number(value) ?? 0
+            case .publicKey:
                 finish()
-                peer = unhex(answer[range]).flatMap { PublicKey(bytes: $0) }.map {
+                peer = unhex(value).flatMap { PublicKey(bytes: $0) }.map {
                     ($0, PeerState(allowedIPs: [], keepAlive: 0, receivedBytes: 0, sentBytes: 0))
                 }
-            case "endpoint": peer?.state.endpoint = endpoint(value)
-            case "persistent_keepalive_interval": peer?.state.keepAlive = UInt16(value) ?? 0
-            case "last_handshake_time_sec":
-                if let seconds = Int64(value), seconds != 0 { peer?.state.lastHandshake = seconds }
-            case "rx_bytes": peer?.state.receivedBytes = UInt64(value) ?? 0
-            case "tx_bytes": peer?.state.sentBytes = UInt64(value) ?? 0
-            default: break
+            case .endpoint: peer?.state.endpoint = endpoint(value)
+            case .keepAlive: peer?.state.keepAlive = number(value) ?? 0
+            case .lastHandshake:
+                if let seconds: Int64 = number(value), seconds != 0 { peer?.state.lastHandshake = seconds }
+            case .received: peer?.state.receivedBytes = number(value) ?? 0
+            case .sent: peer?.state.sentBytes = number(value) ?? 0
+            case .privateKey: break
             }
         }
         finish()
@@ -128,19 +137,54 @@ enum UserspaceProtocol {
         return state
     }
 
-    private static let allowedIP = Array("allowed_ip".utf8)
+    /// Lines of an answer that say something here.
+    private enum Field: String, CaseIterable {
+        // The most frequent first.
+        case allowedIP = "allowed_ip"
+        case publicKey = "public_key"
+        case endpoint
+        case keepAlive = "persistent_keepalive_interval"
+        case lastHandshake = "last_handshake_time_sec"
+        case received = "rx_bytes"
+        case sent = "tx_bytes"
+        case privateKey = "private_key"
+        case errno
+        case listenPort = "listen_port"
+        case firewallMark = "fwmark"
 
-    private static func isAllowedIP(_ answer: [UInt8], _ range: Range<Int>) -> Bool {
-        range.count == allowedIP.count && answer[range.lowerBound] == allowedIP[0]
-            && answer[range].elementsEqual(allowedIP)
-    }
+        private static let names = allCases.map { (field: $0, name: Array($0.rawValue.utf8)) }
 
-    static func endpoint(_ text: String) -> Endpoint? {
-        guard let colon = text.lastIndex(of: ":"), let port = UInt16(text[text.index(after: colon)...]) else {
+        static func named(_ text: ArraySlice<UInt8>) -> Field? {
+            for (field, name) in names where name.count == text.count {
+                if name.indices.allSatisfy({ name[$0] == text[text.startIndex + $0] }) { return field }
+            }
             return nil
         }
-        let address = text[..<colon].trimmingPrefix("[").replacing("]", with: "")
-        return IPAddress(String(address)).map { Endpoint(address: $0, port: port) }
+    }
+
+    /// In decimal digits; nil where there is another character, or more than the type holds.
+    private static func number<Value: FixedWidthInteger>(_ text: ArraySlice<UInt8>) -> Value? {
+        var value = Value(0)
+        for byte in text {
+            guard 48...57 ~= byte else { return nil }
+            let (tens, isTooLarge) = value.multipliedReportingOverflow(by: 10)
+            let (sum, overflows) = tens.addingReportingOverflow(Value(byte - 48))
+            guard !isTooLarge, !overflows else { return nil }
+            value = sum
+        }
+        return text.isEmpty ? nil : value
+    }
+
+    /// `192.0.2.1:51820` or `[2001:db8::1]:51820`.
+    static func endpoint(_ text: ArraySlice<UInt8>) -> Endpoint? {
+        guard let colon = text.lastIndex(of: UInt8(ascii: ":")),
+            let port: UInt16 = number(text[text.index(after: colon)...])
+        else { return nil }
+        var address = text[..<colon]
+        if address.first == UInt8(ascii: "["), address.last == UInt8(ascii: "]") {
+            address = address.dropFirst().dropLast()
+        }
+        return IPAddress(ascii: address).map { Endpoint(address: $0, port: port) }
     }
 
     static func hex(_ bytes: [UInt8]) -> String {
