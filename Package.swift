@@ -78,7 +78,8 @@ let package = Package(
         .executableTarget(
             name: "wgplane",
             dependencies: [
-                "Lab", "Agent", "Dashboard", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState",
+                "Chaos", "Lab", "Agent", "Dashboard", "KubernetesDatastore", "EtcdDatastore", "Datastore",
+                "DesiredState",
                 "Flows", "DataplaneMaps", "WireGuard",
                 "BPF", "SystemDescriptors", "Model", arguments,
                 table, collections, lifecycle, signals, log,
@@ -90,6 +91,14 @@ let package = Package(
                 "Lab", "Agent", "Datastore", "DesiredState", "Steering", "WireGuard", "Flows", "DataplaneMaps",
                 "BPFObjects", "BPF", "Netlink", "SystemDescriptors", "Model", "CBenchmark", arguments, collections, log,
             ], path: "Sources/Benchmarks", swiftSettings: strict, plugins: ["BPFBuildPlugin"]),
+        .target(
+            name: "Chaos",
+            dependencies: [
+                "Lab", "Agent", "Datastore", "WireGuard", "DataplaneMaps", "BPF", "Netlink", "SystemDescriptors",
+                "Model",
+                collections,
+            ],
+            swiftSettings: strict),
         .target(
             name: "Lab",
             dependencies: [
@@ -105,6 +114,7 @@ let package = Package(
                 "DataplaneMaps", "BPF", "Netlink",
                 "SystemDescriptors", "Model", lifecycle, algorithms, collections, log,
             ],
+            exclude: ["SECURITY.md"],
             swiftSettings: strict),
 
         .target(
@@ -177,8 +187,16 @@ let package = Package(
             dependencies: [
                 "Agent", "Lab", "KubernetesDatastore", "EtcdDatastore", "Datastore", "DesiredState", "Reconciler",
                 "Steering", "Flows", "WireGuard", "Netlink",
-                "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", collections, log,
-            ], exclude: ["Platforms"], swiftSettings: strict),
+                "DataplaneMaps", "BPF", "CDataplaneABI", "SystemDescriptors", "Model", "FuzzTargets", collections, log,
+            ], exclude: ["Platforms", "Corpora"], swiftSettings: strict),
+        // What reads others' bytes, for the unit tests and for libFuzzer (scripts/fuzz.sh).
+        .target(
+            name: "FuzzTargets",
+            dependencies: [
+                "Agent", "KubernetesDatastore", "Datastore", "DesiredState", "Steering", "Flows", "WireGuard",
+                "Netlink",
+                "DataplaneMaps", "BPF", "Addresses", "Model",
+            ], path: "Tests/FuzzTargets", swiftSettings: strict),
         .testTarget(
             name: "DatastoreTests",
             dependencies: [
@@ -186,18 +204,29 @@ let package = Package(
                 "Model", nio, sockets, collections, log,
             ], swiftSettings: strict),
         .target(name: "AllocationCounter", path: "Tests/AllocationCounter"),
+        .target(
+            name: "CTestSupport", dependencies: ["CLinuxUAPI"], path: "Tests/CTestSupport",
+            linkerSettings: [.linkedLibrary("bpf")]),
         .testTarget(
             name: "ProgramTests",
             dependencies: [
                 "Lab", "DesiredState", "Steering", "Flows", "DataplaneMaps", "BPF", "Netlink", "SystemDescriptors",
                 "Model",
-                "AllocationCounter", collections, system,
+                "AllocationCounter", "CTestSupport", collections, system,
             ], exclude: ["bounds.json"], swiftSettings: strict),
         .testTarget(
             name: "ClusterTests",
             dependencies: [
-                "wgplane", "Lab", "Agent", "Flows", "DataplaneMaps", "BPF", "Datastore", "Netlink", "WireGuard",
-                "SystemDescriptors", "Model", "Addresses", collections, log,
+                "wgplane", "Chaos", "Lab", "Agent", "Flows", "DataplaneMaps", "BPF", "Datastore", "Netlink",
+                "WireGuard",
+                "SystemDescriptors", "Model", "Addresses", "CTestSupport", collections, log,
             ], swiftSettings: strict),
     ]
 )
+
+// With libFuzzer's own main, which no other build has.
+if Context.environment["WGPLANE_FUZZ"] != nil {
+    package.targets.append(
+        .executableTarget(
+            name: "wgplane-fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzzer", swiftSettings: strict))
+}

@@ -8,9 +8,9 @@
 #
 #   --quick      fewer repeats and smaller loads: for a look, not for quoting
 #   --only NAME  packet, steering, tunnel, accounting, peers, maps, churn, scale, start, first-run
-#   --json FILE  writes an array of objects: name, case, value, minimum, maximum, unit, yardstick, yardstickValue,
-#                ratio, goal, met, spread, noisy, repeats, note
-#   --readme     writes the table into README.md
+#   --json FILE  writes an array of objects: name, case, value, minimum, maximum, unit, yardstick, yardstickValue, ratio,
+#                ratioMinimum, ratioMaximum, goal, met, spread, noisy, repeats, note; what there is not is null
+#   --readme     writes the table into README.md, when all could be measured
 #   --no-vm      leaves the kernel's WireGuard out, where this machine's own kernel has none
 #
 # ± marks what varies by more than a tenth between repeats. Exit status 1: something could not be measured. A goal that
@@ -35,6 +35,7 @@ for name in "${only[@]}"; do
 	[[ " ${all[*]} " == *" $name "* ]] || { echo "bench: --only \"$name\": choose of ${all[*]}" >&2 && exit 2; }
 done
 [ ${#only[@]} -gt 0 ] || only=("${all[@]}")
+[ -z "$readme" ] || [ ${#quick[@]} = 0 ] || { echo "bench: --readme with --quick: figures for a look are not for quoting" >&2 && exit 2; }
 [ "$(id -u)" = 0 ] || { echo "bench: needs root to make network namespaces and load BPF programs; run it as root" >&2 && exit 1; }
 scripts/bootstrap.sh
 
@@ -45,14 +46,18 @@ set -m
 finish() {
 	status=$?
 	trap - EXIT INT TERM
+	# What was ended does not end this.
+	set +e
 	for process in $(jobs -pr); do kill -- -"$process" 2>/dev/null && wait "$process" 2>/dev/null; done
 	# What a runner that was ended has left, by its number.
 	if [ -n "$runner" ]; then
 		[ ! -e /run/wgplane-lab/bench"$runner" ] || "$binaries/wgplane" lab down --name bench"$runner" --partial >/dev/null 2>&1
-		rm -rf /sys/fs/bpf/wgplane-bench-"$runner"*
-		for left in /run/wgplane-bench-"$runner"*; do
-			[ ! -e "$left" ] || { umount -Rl "$left" 2>/dev/null || true; rm -rf "$left"; }
+		rm -rf /sys/fs/bpf/wgplane-bench-"$runner" /sys/fs/bpf/wgplane-bench-"$runner"-*
+		for left in /run/wgplane-bench-"$runner" /run/wgplane-bench-"$runner"-*; do
+			[ ! -e "$left" ] || { umount -Rl "$left" 2>/dev/null; rm -rf "$left"; }
 		done
+		# Without its socket, wireguard-go ends.
+		rm -f /var/run/wireguard/b"$runner"-*.sock
 	fi
 	rm -rf "$scratch"
 	exit $status
@@ -94,14 +99,15 @@ note() { # CASE SECONDS
 	"$binaries/wgplane-bench" note --lines "$scratch/first" first-run "$1" "$2" s
 }
 if chosen first-run; then
-	say "first run: a clone, the demo"
-	git clone -q . "$scratch/clone"
+	say "first run: a clone of what is committed, the demo"
 	began=$SECONDS
-	(cd "$scratch/clone" && exec scripts/demo.sh) >"$scratch/demo" 2>&1 &
+	(git clone -q . "$scratch/clone" && cd "$scratch/clone" && exec scripts/demo.sh) >"$scratch/demo" 2>&1 &
 	if wait $!; then note "clone to demo passed, packages there" $((SECONDS - began)); else failed=1 && tail -20 "$scratch/demo" >&2; fi
 	if [ ${#quick[@]} = 0 ]; then
-		say "first run: the same clone, the tests"
-		(cd "$scratch/clone" && exec scripts/test.sh) >"$scratch/tests" 2>&1 &
+		say "first run: another clone, the tests"
+		rm -rf "$scratch/clone"
+		began=$SECONDS
+		(git clone -q . "$scratch/clone" && cd "$scratch/clone" && exec scripts/test.sh) >"$scratch/tests" 2>&1 &
 		if wait $!; then note "clone to tests passed, packages there" $((SECONDS - began)); else failed=1 && tail -20 "$scratch/tests" >&2; fi
 	fi
 fi
@@ -113,7 +119,9 @@ model=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -1)
 where="$(date -u +%Y-%m-%d), $(nproc) processors (${model:-unknown}), Linux $(uname -r | cut -d- -f1)$([ ! -s "$scratch/machine" ] || echo "; kernel WireGuard: Linux 6.12 in an emulated machine, whose ratios alone say something")"
 echo "$where"
 "$binaries/wgplane-bench" table ${json:+--json "$json"} "${files[@]}"
-if [ -n "$readme" ]; then
+if [ -n "$readme" ] && [ $failed != 0 ]; then
+	say "README.md is left as it is, for not all could be measured"
+elif [ -n "$readme" ]; then
 	{
 		sed '/<!-- scripts\/bench.sh begins -->/q' README.md
 		printf '\n%s:\n\n' "$where"

@@ -120,13 +120,13 @@ public struct AgentService: Service {
 
     private static func takeLock(_ options: AgentOptions) throws -> FileLock {
         do {
-            try makeFolders(options.runDirectory, mode: 0o700)
+            try makeOwnFolders(options.runDirectory)
             // `status` takes it for a moment to see whether it is held.
             let lock = try takeFileLock(options.lockPath, withinMilliseconds: 300)
             try lock.note("\(processIdentifier())\n")
             return lock
         } catch {
-            if error == .wouldBlock {
+            if (error as? Errno) == .wouldBlock {
                 let holder = (try? readFile(options.lockPath)).map { String(decoding: $0, as: UTF8.self) } ?? ""
                 throw ProblemsError(
                     Problem(

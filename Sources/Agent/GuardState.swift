@@ -58,7 +58,7 @@ public struct GuardState: Sendable, Codable, Equatable {
     }
 
     func write(_ stateDirectory: String) throws {
-        try makeFolders(stateDirectory, mode: 0o700)
+        try makeOwnFolders(stateDirectory)
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
         try replaceFile(Self.path(stateDirectory), with: Array(try encoder.encode(self)), mode: 0o600)

@@ -25,7 +25,7 @@ public actor NodeController {
     var route: RouteSession?
 
     /// What the datastore has told.
-    private(set) var inventory: Inventory
+    var inventory: Inventory
     let feed: ChangeFeed
     let cache: ResourceCache
     /// When what is known was told, where it is known from an earlier agent's memory only.
@@ -33,7 +33,7 @@ public actor NodeController {
     /// The head of that memory.
     var remembered: ResourceCache.Head?
     /// The last plan, and what it was made of.
-    private(set) var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
+    var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     /// Whether all was known when it was made.
     private var planIsComplete = false
     /// Peers whose allowed IPs have changed since the last look at the devices began.
@@ -42,6 +42,7 @@ public actor NodeController {
     var wholePassDue = ContinuousClock.now
     var datastoreState = "waiting"
     var keyOwners: [PublicKey: String] = [:]
+    var keyPins: KeyPinKeeper
     var backend: (any WireGuardBackend)?
     /// The programs, while they are in place or are to be.
     var steering: EBPFSteering?
@@ -108,7 +109,7 @@ public actor NodeController {
     var unsettled: Set<AddressFamily> = []
     /// Those of the pass before.
     var unreadable: Set<AddressFamily> = []
-    private var hasRemembered = false
+    var hasRemembered = false
     var hasAdopted = false
 
     /// What this agent holds of one family.
@@ -163,6 +164,7 @@ public actor NodeController {
         feed = ChangeFeed(node: options.node)
         cache = ResourceCache(options, location: datastore.location, logger: logger)
         lock = LockKeeper(options.layout)
+        keyPins = KeyPinKeeper(options)
         deviceSettings = .ofWireGuard(folder: options.runDirectory)
         let statistics = AgentStatistics()
         self.statistics = statistics
@@ -291,63 +293,13 @@ public actor NodeController {
                     message: "holds files whose content nobody knows, so nothing is taken away for being absent",
                     remedy: "mend or remove the files named here"))
         }
+        if let problem = keyPins.problem { problems.append(problem) }
         problems += serviceProblems()
         await report(problems: problems, plan: plan)
         let cost = Duration.nanoseconds(monotonicNanoseconds() - began)
         let next = nextPass(plan, cost: cost)
         wholePassDue = min(wholePassDue, .now + next)
         return next
-    }
-
-    /// All that a plan depends on and that changes.
-    struct Ingredients: Equatable {
-        var version: Int
-        /// Of which nodes have pods' addresses.
-        var nodesVersion: Int?
-        var ownKeys: [AddressFamily: PublicKey]
-        var keyOwners: [PublicKey: String]
-        var inForce: Settings?
-    }
-
-    private func makePlan() -> NodePlan {
-        inventory.refreshWorkloads()
-        var ingredients = Ingredients(
-            version: inventory.version, nodesVersion: inventory.workloads?.nodesVersion,
-            ownKeys: families.compactMapValues { $0.device?.publicKey },
-            keyOwners: keyOwners, inForce: inForce)
-        if let lastPlan, lastPlan.ingredients == ingredients { return lastPlan.plan }
-        let plan = NodePlan(
-            inventory.cluster, node: options.node, ownKeys: ingredients.ownKeys,
-            keyOwners: keyOwners, overrides: options.overrides, inForce: inForce, workloads: inventory.workloads)
-        let followsWorkloads = plan.routeSource == .workloadIPs
-        if followsWorkloads != (inventory.workloads != nil) {
-            inventory.followWorkloads(followsWorkloads)
-            return makePlan()
-        }
-        inForce = plan.settings
-        keyOwners = plan.keyOwners
-        // With what it has taught: the same again makes the same plan.
-        (ingredients.inForce, ingredients.keyOwners) = (inForce, keyOwners)
-        lastPlan = (ingredients, plan)
-        return plan
-    }
-
-    /// Who had each key first, and which settings were in force, is known from an earlier agent's maps and
-    /// its last report.
-    private func rememberKeyOwners() {
-        guard !hasRemembered else { return }
-        hasRemembered = true
-        earlier = try? StatusReport.read(runDirectory: options.runDirectory)
-        if let settings = earlier?.settings { inForce = Settings(inForce: settings) }
-        for family in AddressFamily.allCases {
-            for peer in earlier?[family]?.peers ?? [] { keyOwners[peer.publicKey] = peer.node }
-        }
-        guard options.layout.exists, let owners = try? NodeMaps(options.layout).destinations.slotOwners() else {
-            return
-        }
-        for owner in owners.values {
-            if let key = owner.publicKey { keyOwners[key] = owner.node }
-        }
     }
 
     /// `cost`: what this pass took.

@@ -65,7 +65,7 @@ actor ResourceCache {
         do {
             let head = Head(
                 node: node, datastore: location, podScope: podScope, written: Int64(Date().timeIntervalSince1970))
-            try makeFolders(folder, mode: 0o700)
+            try makeOwnFolders(folder)
             try replaceFile(path, with: try Pieces(head, cluster), mode: 0o600)
             lastVersion = version
         } catch {

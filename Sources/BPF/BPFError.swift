@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLibbpf
+public import SystemDescriptors
 public import SystemPackage
 
 /// What went wrong with a BPF object, map, program or link.
@@ -15,6 +16,8 @@ public enum BPFError: Error, CustomStringConvertible, Sendable {
     case layout(subject: String, expected: String, found: String)
     /// An archive has been written by a version with other maps.
     case archiveLayout(expected: Int, found: Int)
+    /// A pin that somebody else has put there.
+    case foreign(ForeignPath)
     /// It is of an archive, which cannot be changed or waited for.
     case archived(subject: String)
 
@@ -31,6 +34,7 @@ public enum BPFError: Error, CustomStringConvertible, Sendable {
             "\(subject) has another layout: expected \(expected), found \(found); remove it with `wgplane cleanup`"
         case .archiveLayout(let expected, let found):
             "the archive has maps of layout \(found), and this version reads layout \(expected); read it with the version that wrote it"
+        case .foreign(let path): "\(path)"
         case .archived(let subject): "\(subject) is of an archive, which can only be read"
         }
     }

@@ -276,11 +276,20 @@ public struct BPFMap<Key: BitwiseCopyable & Sendable, Value: BitwiseCopyable & S
     }
 }
 
+extension SharedDescriptor {
+    /// Pins an object where there is no pin (`BPF_OBJ_PIN`).
+    func pin(at path: String) throws(BPFError) {
+        let result = unsafe bpf_obj_pin(rawValue, path)
+        if result != -EEXIST { try check(result, "pin", path) }
+    }
+}
+
 /// CPUs that the kernel may ever have: as many values has an entry of a per-CPU map.
 public let possibleCPUs = max(1, Int(libbpf_num_possible_cpus()))
 
-/// Opens a pinned object (`BPF_OBJ_GET`).
+/// Opens a pinned object (`BPF_OBJ_GET`); refuses one that is a link to another place, or another user's.
 public func openPinned(_ path: String) throws(BPFError) -> OwnedDescriptor {
+    do { try requireOwn(path) } catch { throw .foreign(error) }
     let result = unsafe bpf_obj_get(path)
     try check(result, "open pin", path)
     return OwnedDescriptor(owning: result)

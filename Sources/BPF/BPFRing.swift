@@ -26,6 +26,9 @@ public struct BPFRingMap: Sendable {
         descriptor = nil
     }
 
+    /// Gives it a pin where there is none.
+    public func pin(at path: String) throws(BPFError) { try descriptor?.pin(at: path) }
+
     /// What an archive keeps of it: no events, which are told once, to who listens.
     public var image: MapImage { MapImage(name: name, information: information, entries: []) }
 }

@@ -93,9 +93,13 @@ public protocol AnyMap: Sendable {
     /// Number of entries; of an array those that are not zero.
     func count() throws(BPFError) -> Int
     func image() throws(BPFError) -> MapImage
+    /// Gives it a pin where there is none.
+    func pin(at path: String) throws(BPFError)
 }
 
 extension BPFMap: AnyMap {
+    public func pin(at path: String) throws(BPFError) { try descriptor.pin(at: path) }
+
     public func count() throws(BPFError) -> Int {
         if information.typeName.hasSuffix("array") { return try image().entries.count }
         // Batches are far cheaper than a call for each key.

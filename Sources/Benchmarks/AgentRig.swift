@@ -129,8 +129,10 @@ struct AgentRig: Sendable {
     func memory(_ field: String = "VmRSS") async throws -> Double {
         let text = try String(contentsOfFile: "/proc/\(await process())/status", encoding: .utf8)
         let line = text.split(separator: "\n").first { $0.hasPrefix("\(field):") }
-        return (line?.split(whereSeparator: \.isWhitespace).dropFirst().first).flatMap { Double($0) }.map { $0 / 1024 }
-            ?? 0
+        guard let line,
+            let kibibytes = line.split(whereSeparator: \.isWhitespace).dropFirst().first.flatMap({ Double($0) })
+        else { throw BenchmarkError("the agent's status has no \(field)") }
+        return kibibytes / 1024
     }
 
     /// Seconds of a processor so far, in user mode and in the kernel.

@@ -34,9 +34,17 @@ struct Alternation {
 }
 
 extension [String: [Double]] {
-    /// A contender's values less another's of the same repeat, where that is the cost of measuring. Never nothing.
-    func net(_ name: String, less base: String) -> [Double] {
-        zip(self[name] ?? [], self[base] ?? []).map { Swift.max(0.1, $0 - $1) }
+    /// A contender's values less the least of another's, where that is the cost of measuring: what the machine does
+    /// beside only adds. Throws where nothing is left.
+    func net(_ name: String, less base: String) throws -> [Double] {
+        guard let values = self[name], let least = self[base]?.min() else {
+            throw BenchmarkError("\(name) or \(base) was not measured")
+        }
+        let net = values.map { $0 - least }
+        guard net.allSatisfy({ $0 > 0 }) else {
+            throw BenchmarkError("\(name) costs \(values), no more than measuring itself (\(base), \(least))")
+        }
+        return net
     }
 }
 

@@ -85,7 +85,7 @@ struct Bench: AsyncParsableCommand {
         @Argument var unit: String
         @Option(help: "File to which it is appended.") var lines: String
 
-        func run() throws { try Bench.append([Result(name, text, [value], unit)], to: lines) }
+        func run() throws { try Bench.append([try Result(name, text, [value], unit)], to: lines) }
     }
 
     static func append(_ results: [Result], to file: String) throws {

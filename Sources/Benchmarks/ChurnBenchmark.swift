@@ -11,7 +11,7 @@ import SystemDescriptors
 struct ChurnBenchmark: Benchmark {
     static let name = "churn"
     static let text =
-        "from a pod's file to its map entry, 100 to 5,000 changes a second of pods on other nodes, whose agents are ended (directory)"
+        "from the file of a pod that comes to its map entry, 100 to 5,000 changes a second of pods on other nodes, whose agents are ended (directory)"
 
     static func run(_ context: BenchmarkContext) async throws -> [Result] {
         try await AgentRig.with(context, nodes: others.count + 1, platform: .eks) { rig in
@@ -55,13 +55,17 @@ struct ChurnBenchmark: Benchmark {
         }
         let text = "\(Figure.text(Double(rate))) changes/s"
         let achieved = Double(2 * count) / written
+        let isFull = achieved >= Double(rate) * 0.98
         return [
-            Result(
+            try Result(
                 name, "\(text): median", [Figure.median(latencies)], "ms",
-                note: achieved < Double(rate) * 0.98 ? "only \(Figure.text(achieved))/s were written" : nil),
-            Result(name, "\(text): p99", [Figure.percentile(latencies, 0.99)], "ms", goal: .valueBelow(5)),
-            Result(name, "\(text): most", [latencies.max() ?? 0], "ms"),
-            Result(name, "\(text): memory gained in the second half", [after - before], "MiB"),
+                note: isFull ? nil : "only \(Figure.text(achieved))/s were written"),
+            // Of pods that come; at a rate that was reached.
+            try Result(
+                name, "\(text): p99", [Figure.percentile(latencies, 0.99)], "ms",
+                goal: isFull ? .valueBelow(5) : .valueBelow(0)),
+            try Result(name, "\(text): most", [latencies.max() ?? 0], "ms"),
+            try Result(name, "\(text): memory gained in the second half", [after - before], "MiB"),
         ]
     }
 

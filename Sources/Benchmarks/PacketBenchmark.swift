@@ -30,7 +30,10 @@ struct PacketBenchmark: Benchmark {
     private static func fillFlows(_ rig: ProgramRig, _ family: AddressFamily, _ count: Int) throws {
         let program = try rig.program(.fromPod)
         for number in 0..<count {
-            _ = try program.testRun(flow(rig, family, number), interface: ProgramRig.interface)
+            let made = try program.testRun(flow(rig, family, number), interface: ProgramRig.interface)
+            guard made.verdict == steered else {
+                throw BenchmarkError("flow \(number) was not steered: \(made.verdict)")
+            }
         }
     }
 
@@ -73,14 +76,14 @@ struct PacketBenchmark: Benchmark {
         turns.add("uncounted") { try time(uncounted, packet, context.effort, verdict: steered) }
         let values = try turns.run(repeats: context.effort.repeats)
         return [
-            Result(name, "\(family): the empty program itself", values["empty"] ?? [], "ns"),
-            Result(
-                name, "\(family): from_pod, known flow", values.net("known", less: "empty"), "ns",
-                yardstick: ("a look-up among 20,000 prefixes", values.net("lookup", less: "empty")),
+            try Result(name, "\(family): the empty program itself", values["empty"] ?? [], "ns"),
+            try Result(
+                name, "\(family): from_pod, known flow", try values.net("known", less: "empty"), "ns",
+                yardstick: ("a look-up in a trie of 20,000 prefixes", try values.net("lookup", less: "empty")),
                 goal: .ratioAtMost(1)),
-            Result(
-                name, "\(family): from_pod, known flow, counted", values.net("known", less: "empty"), "ns",
-                yardstick: ("not counted", values.net("uncounted", less: "empty"))),
+            try Result(
+                name, "\(family): from_pod, known flow, counted", try values.net("known", less: "empty"), "ns",
+                yardstick: ("not counted", try values.net("uncounted", less: "empty"))),
         ]
     }
 
@@ -131,10 +134,10 @@ struct PacketBenchmark: Benchmark {
             turns.add(entry.0) { try time(programs[index], entry.3, context.effort, verdict: entry.4) }
         }
         let values = try turns.run(repeats: context.effort.repeats)
-        return cases.map {
-            Result(
-                name, "\(family): \($0.0)", values.net($0.0, less: "empty"), "ns",
-                yardstick: ("a look-up among 20,000 prefixes", values.net("lookup", less: "empty")))
+        return try cases.map {
+            try Result(
+                name, "\(family): \($0.0)", try values.net($0.0, less: "empty"), "ns",
+                yardstick: ("a look-up in a trie of 20,000 prefixes", try values.net("lookup", less: "empty")))
         }
     }
 
@@ -145,10 +148,14 @@ struct PacketBenchmark: Benchmark {
         let program = try rig.program(.fromPod)
         let arrival = try rig.program(.fromWireGuard, isEthernet: false)
         var next = 0
-        func each(_ program: BPFProgram, _ packets: [[UInt8]]) throws -> Double {
+        func each(_ program: BPFProgram, _ packets: [[UInt8]], _ verdict: Int32) throws -> Double {
             var times: [Double] = []
             for packet in packets {
-                times.append(Double(try program.testRun(packet, interface: ProgramRig.interface).duration))
+                let result = try program.testRun(packet, interface: ProgramRig.interface)
+                guard result.verdict == verdict else {
+                    throw BenchmarkError("\(program.name) returned \(result.verdict), not \(verdict)")
+                }
+                times.append(Double(result.duration))
             }
             return Figure.median(times)
         }
@@ -159,27 +166,31 @@ struct PacketBenchmark: Benchmark {
             ProgramRig.packet(rig.remote(family, number), pod, port: 7777, ethernet: false)
         }
         var turns = Alternation()
-        turns.add("empty") { try each(rig.empty, known) }
-        turns.add("lookup") { try each(rig.lookup, known) }
-        turns.add("known") { try each(program, known) }
+        turns.add("empty") { try each(rig.empty, known, passed) }
+        turns.add("lookup") { try each(rig.lookup, known, passed) }
+        turns.add("known") { try each(program, known, steered) }
         turns.add("new") {
             next += 1
             let packets = (0..<count).map { number in
                 ProgramRig.packet(
                     pod, rig.remote(family, number % 1000 * 19), port: UInt16(30_000 + next * 5 + number / 1000))
             }
-            return try each(program, packets)
+            return try each(program, packets, steered)
         }
-        turns.add("arriving") { try each(arrival, arriving) }
+        turns.add("arriving") { try each(arrival, arriving, steered) }
         let values = try turns.run(repeats: context.effort.repeats)
-        let yardstick = (name: "a look-up among 20,000 prefixes", values: values.net("lookup", less: "empty"))
+        let yardstick = (
+            name: "a look-up in a trie of 20,000 prefixes", values: try values.net("lookup", less: "empty")
+        )
         return [
-            Result(
-                name, "\(family): from_pod, another known flow each time", values.net("known", less: "empty"), "ns",
+            try Result(
+                name, "\(family): from_pod, another known flow each time", try values.net("known", less: "empty"), "ns",
                 yardstick: yardstick),
-            Result(name, "\(family): from_pod, new flow", values.net("new", less: "empty"), "ns", yardstick: yardstick),
-            Result(
-                name, "\(family): from_wireguard, another known flow each time", values.net("arriving", less: "empty"),
+            try Result(
+                name, "\(family): from_pod, new flow", try values.net("new", less: "empty"), "ns", yardstick: yardstick),
+            try Result(
+                name, "\(family): from_wireguard, another known flow each time",
+                try values.net("arriving", less: "empty"),
                 "ns",
                 yardstick: yardstick),
         ]

@@ -64,6 +64,8 @@ final class ProgramRig {
                 interface: 72, listeningPort: 51821, address: address(.ipv6, .tunnel), mtu: 1420, maximumSegment: 1360),
             firewallMark: 0x2000_0000, isDirect: true)
         config.checksSources = true
+        // As an agent has it.
+        config.asksConntrack = true
         config.isStrict = isStrict
         config.vxlanPorts = [4789, 8472]
         config.blockLengths = [.ipv4: 26, .ipv6: 122]

@@ -44,8 +44,11 @@ struct Result: Sendable, Codable {
     /// What it is compared with, in the same run.
     var yardstick: String?
     var yardstickValue: Double?
-    /// Value by yardstick: the median of the ratios within each repeat.
+    /// Value by yardstick.
     var ratio: Double?
+    /// Of the repeats, each by the yardstick of the same one.
+    var ratioMinimum: Double?
+    var ratioMaximum: Double?
     var goal: String?
     var met: Bool?
     /// (maximum - minimum) / median of the repeats, of the ratios where there is a yardstick.
@@ -59,7 +62,16 @@ struct Result: Sendable, Codable {
     init(
         _ name: String, _ case: String, _ values: [Double], _ unit: String,
         yardstick: (name: String, values: [Double])? = nil, goal: Goal? = nil, note: String? = nil
-    ) {
+    ) throws {
+        // What was not measured, or came to nothing, is no figure.
+        guard !values.isEmpty, values.allSatisfy(\.isFinite) else {
+            throw BenchmarkError("\(name), \(`case`): \(values) are no measurements")
+        }
+        if let yardstick {
+            guard yardstick.values.count == values.count, yardstick.values.allSatisfy({ $0.isFinite && $0 > 0 }) else {
+                throw BenchmarkError("\(name), \(`case`): \(yardstick.values) are no yardstick")
+            }
+        }
         self.name = name
         self.case = `case`
         self.unit = unit
@@ -72,8 +84,9 @@ struct Result: Sendable, Codable {
         if let yardstick {
             self.yardstick = yardstick.name
             yardstickValue = Figure.median(yardstick.values)
-            steady = zip(values, yardstick.values).map { $1 > 0 ? $0 / $1 : .nan }.filter(\.isFinite)
-            ratio = steady.isEmpty ? nil : Figure.median(steady)
+            steady = zip(values, yardstick.values).map { $0 / $1 }
+            ratio = value / (yardstickValue ?? 1)
+            (ratioMinimum, ratioMaximum) = (steady.min(), steady.max())
         }
         let middle = Figure.median(steady)
         spread = middle == 0 ? 0 : ((steady.max() ?? 0) - (steady.min() ?? 0)) / abs(middle)
@@ -82,6 +95,30 @@ struct Result: Sendable, Codable {
             self.goal = goal.text(unit)
             met = goal.isMet(value: value, ratio: ratio)
         }
+    }
+}
+
+extension Result {
+    /// All fields, those that are not there as null.
+    func encode(to encoder: any Encoder) throws {
+        var container = encoder.container(keyedBy: CodingKeys.self)
+        try container.encode(name, forKey: .name)
+        try container.encode(`case`, forKey: .case)
+        try container.encode(value, forKey: .value)
+        try container.encode(minimum, forKey: .minimum)
+        try container.encode(maximum, forKey: .maximum)
+        try container.encode(unit, forKey: .unit)
+        try container.encode(yardstick, forKey: .yardstick)
+        try container.encode(yardstickValue, forKey: .yardstickValue)
+        try container.encode(ratio, forKey: .ratio)
+        try container.encode(ratioMinimum, forKey: .ratioMinimum)
+        try container.encode(ratioMaximum, forKey: .ratioMaximum)
+        try container.encode(goal, forKey: .goal)
+        try container.encode(met, forKey: .met)
+        try container.encode(spread, forKey: .spread)
+        try container.encode(noisy, forKey: .noisy)
+        try container.encode(repeats, forKey: .repeats)
+        try container.encode(note, forKey: .note)
     }
 }
 

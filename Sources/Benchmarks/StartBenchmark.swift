@@ -16,16 +16,16 @@ struct StartBenchmark: Benchmark {
                 let encrypted = try await times(rig, context, until: .encrypting)
                 let again = families.count > 1 ? nil : try await times(rig, context)
                 var results = [
-                    Result(
+                    try Result(
                         name, "a clean node, two nodes\(suffix)",
                         try await timesAlone(rig, context), "ms", goal: .valueBelow(300)),
-                    Result(
+                    try Result(
                         name, "the same, until packets are encrypted\(suffix)", encrypted, "ms",
                         note: "the peer's agent, on the same processors, learns the new key, and they shake hands"),
                 ]
                 if let again {
                     results.append(
-                        Result(
+                        try Result(
                             name, "again, with all in place", again, "ms",
                             note: "packets are steered meanwhile; until the first pass is over"))
                 }
@@ -37,7 +37,7 @@ struct StartBenchmark: Benchmark {
             try await rig.lab.stopAgent("node2", signal: 15)
             try rig.fill(nodes: nodes - 2)
             return [
-                Result(
+                try Result(
                     name, "a clean node, \(Figure.text(Double(nodes))) nodes",
                     try await timesAlone(rig, context), "ms", goal: .valueBelow(2000))
             ]

@@ -178,6 +178,11 @@ final class SteeringRig {
         }
     }
 
+    /// A pod whose address is a route of its own.
+    static func farPod(_ family: AddressFamily, _ number: Int) -> IPAddress {
+        IPAddress(family: family, bits: (family == .ipv4 ? 0x0b00_0000 : UInt128(0xfd4b) << 112) + UInt128(number))
+    }
+
     // MARK: Modes
 
     /// Makes the node lead packets on in a mode.
@@ -200,11 +205,9 @@ final class SteeringRig {
             try check(steering.apply(plan))
             for number in 0..<cluster.pods {
                 for family in AddressFamily.allCases {
-                    let address = IPAddress(
-                        family: family,
-                        bits: (family == .ipv4 ? 0x0b00_0000 : UInt128(0xfd4b) << 112) + UInt128(number))
                     try steering.maps.routes.update(
-                        CIDR(host: address), slot: DestinationSlot.firstPeer + number % cluster.nodes)
+                        CIDR(host: Self.farPod(family, number)),
+                        slot: DestinationSlot.firstPeer + number % cluster.nodes)
                 }
             }
             if mode == .uncounted {
@@ -218,7 +221,8 @@ final class SteeringRig {
         }
         // Behind the programs that are measured.
         try attachSink(Self.tunnel, .egress)
-        try attachSink("eth0", .egress)
+        // What is to go into the tunnel is not counted where it would leave in clear.
+        if mode == .plain { try attachSink("eth0", .egress) }
         let pin = "\(yardsticks.layout.links)/sink-pod"
         let (sink, pod) = (sinks.ethernet, Self.pod)
         let attachment = try pod.run {

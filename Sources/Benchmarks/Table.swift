@@ -39,10 +39,20 @@ enum ResultTable {
         return [
             result.name, result.case + (result.note.map { " (\($0))" } ?? ""),
             "\(Figure.text(result.value)) \(result.unit)",
-            Figure.text(result.minimum), Figure.text(result.maximum), yardstick,
-            result.ratio.map { Figure.text($0) } ?? "", result.goal ?? "",
+            result.repeats > 1 ? Figure.text(result.minimum) : "",
+            result.repeats > 1 ? Figure.text(result.maximum) : "",
+            yardstick, ratio(result), result.goal ?? "",
             [verdict, result.noisy ? "±" : ""].filter { !$0.isEmpty }.joined(separator: " "),
         ]
+    }
+
+    /// `0.933 (0.921 to 0.951)`.
+    private static func ratio(_ result: Result) -> String {
+        guard let ratio = result.ratio else { return "" }
+        guard result.repeats > 1, let low = result.ratioMinimum, let high = result.ratioMaximum else {
+            return Figure.text(ratio)
+        }
+        return "\(Figure.text(ratio)) (\(Figure.text(low)) to \(Figure.text(high)))"
     }
 
     static func text(_ results: [Result]) -> String {

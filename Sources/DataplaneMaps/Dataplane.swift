@@ -163,13 +163,24 @@ public struct DataplanePrograms: Sendable {
         .guard_out, .guard_in,
     ]
 
+    /// A hook's program as it is loaded: its ELF image, and the constants that it is given. For who walks through it.
+    public func source(_ hook: Hook, isEthernet: Bool) -> (image: [UInt8], constants: [UInt8])? {
+        Self.images.first { $0.name == hook.name }.map {
+            (Self.decoded($0), memory(of: constants(isEthernet: isEthernet)))
+        }
+    }
+
+    private static func decoded(_ image: BPFImage) -> [UInt8] {
+        guard let data = Data(base64Encoded: "\(image.base64)") else {
+            preconditionFailure("the program of \(image.name) is embedded as base64")
+        }
+        return Array(data)
+    }
+
     private static func load(
         _ image: BPFImage, _ hook: Hook, _ layout: PinLayout, _ constants: wgp_constants
     ) throws(BPFError) -> BPFProgram {
-        guard let data = Data(base64Encoded: "\(image.base64)") else {
-            preconditionFailure("the program of \(hook.name) is embedded as base64")
-        }
-        var object = try BPFObject(Array(data), name: hook.name, pinFolder: layout.folder)
+        var object = try BPFObject(decoded(image), name: hook.name, pinFolder: layout.folder)
         try object.setConstants(constants)
         return try object.load()
     }

@@ -2,6 +2,7 @@
 
 public import BPF
 internal import CDataplaneABI
+internal import SystemDescriptors
 
 /// All maps of a node's data plane: opened from their pins, or read from an archive.
 public struct NodeMaps: Sendable {
@@ -53,6 +54,16 @@ public struct NodeMaps: Sendable {
             routes.prefixes4, routes.prefixes6, tunnel.map,
         ]
         return maps.sorted { $0.name < $1.name }
+    }
+
+    /// Pins again what somebody has unpinned: else the next agent, and who looks, would find nothing.
+    public func restorePins(_ layout: PinLayout) throws {
+        let present = Set((try? listNames(layout.folder)) ?? [])
+        let lost = all.filter { !present.contains($0.name) }
+        guard !lost.isEmpty || !present.contains(events.ring.name) else { return }
+        try layout.create()
+        for map in lost { try map.pin(at: layout.map(map.name)) }
+        try events.ring.pin(at: layout.map(events.ring.name))
     }
 
     /// Name, description and number of entries of every map; of an array those that are not zero.

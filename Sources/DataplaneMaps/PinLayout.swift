@@ -30,7 +30,7 @@ public struct PinLayout: Sendable, Hashable {
     public func pinnedGuardLinks() -> [(hook: Hook, interface: UInt32, pin: String)] { Self.links(in: guardFolder) }
 
     /// Makes the folder of the second lock's links.
-    public func createGuardFolder() throws { try makeFolders(guardFolder, mode: 0o700) }
+    public func createGuardFolder() throws { try makeOwnFolders(guardFolder) }
 
     /// Removes what is left of the second lock's links.
     public func removeGuardFolder() throws {
@@ -47,13 +47,20 @@ public struct PinLayout: Sendable, Hashable {
     /// Whether something of this version is there.
     public var exists: Bool { fileExists(folder) }
 
-    /// Makes the folders, and mounts the BPF file system where it is missing.
-    public func create() throws {
+    /// Mounts the BPF file system where it is missing.
+    public func mountWhereMissing() throws {
         let mountPoint = "/sys/fs/bpf"
-        if root.hasPrefix(mountPoint), !isBPFFileSystem(mountPoint) {
-            try mountFileSystem("bpf", on: mountPoint, options: "mode=0700")
-        }
-        try makeFolders(links, mode: 0o700)
+        guard root.hasPrefix(mountPoint), !isBPFFileSystem(mountPoint) else { return }
+        try mountFileSystem("bpf", on: mountPoint, options: "mode=0700")
+    }
+
+    /// Makes the folders, root's alone, and mounts the BPF file system where it is missing.
+    public func create() throws {
+        try mountWhereMissing()
+        try makeOwnFolders(links)
+        for folder in [root, folder] { try requireOwn(folder) }
+        // libbpf follows links.
+        for name in try listNames(folder) { try requireOwn("\(folder)/\(name)") }
     }
 
     /// Interface and hook of every pinned link.

@@ -2,6 +2,7 @@
 
 public import BPF
 internal import CDataplaneABI
+internal import SystemDescriptors
 public import Model
 
 /// Pods' devices whose sources are checked (map `interfaces`).
@@ -109,6 +110,14 @@ public struct GuardTable: Sendable {
     public init(_ source: some MapSource) throws(BPFError) {
         ipv4 = try source.open("guard_prefixes4")
         ipv6 = try source.open("guard_prefixes6")
+    }
+
+    /// Pins the maps again where somebody has unpinned them.
+    public func restorePins(_ layout: PinLayout) throws {
+        for map in [ipv4, ipv6] as [any AnyMap] where !fileExists(layout.map(map.name)) {
+            try layout.create()
+            try map.pin(at: layout.map(map.name))
+        }
     }
 
     public func update(_ prefix: CIDR, _ kind: GuardKind) throws(BPFError) {

@@ -88,6 +88,8 @@ public struct NodePlan: Sendable {
     public private(set) var cloudOverhead: UInt32 = 0
     /// Who had each key first; handed to the next computation.
     public var keyOwners: [PublicKey: String]
+    /// Keys that were seen first; handed to the next computation, and kept.
+    public private(set) var keyPins: KeyPins
     public var problems: [Problem]
     /// Listening ports of nodes with a configuration of their own, and of all others.
     private var ports: [String: [AddressFamily: UInt16]] = [:]
@@ -103,13 +105,15 @@ public struct NodePlan: Sendable {
     ///   - node: this node's name.
     ///   - ownKeys: the public keys of this node's devices; nobody else may claim them.
     ///   - keyOwners: who had each key before.
+    ///   - keyPins: keys that were seen first.
     ///   - overrides: settings of this node said outside the datastore.
     ///   - inForce: this node's settings until now.
     ///   - workloads: pods' addresses, where they are kept beside the plan: its routes and allowed IPs are without
     ///     them then. Nil: they are in it.
     public init(
         _ cluster: ClusterState, node: String, ownKeys: [AddressFamily: PublicKey] = [:],
-        keyOwners: [PublicKey: String] = [:], overrides: [SettingOverride] = [], inForce: Settings? = nil,
+        keyOwners: [PublicKey: String] = [:], keyPins: KeyPins = KeyPins(), overrides: [SettingOverride] = [],
+        inForce: Settings? = nil,
         workloads: WorkloadAddresses? = nil
     ) {
         var problems = cluster.problems
@@ -126,12 +130,22 @@ public struct NodePlan: Sendable {
         let folded = isByWorkloads && workloads == nil ? WorkloadAddresses(cluster) : nil
         problems += folded?.problems(cluster) ?? []
         self.keyOwners = [:]
+        self.keyPins = keyPins
         self.problems = []
         if cluster.nodes[node] == nil {
             problems.append(
                 Problem(
                     resource: "Node/\(node)", message: "is not in the datastore, so this node has no endpoint",
                     remedy: "create it, or name another with --node"))
+        }
+        if let said = settings.keyPinning { self.keyPins.choice = said }
+        if let choice = self.keyPins.choice, choice != .disabled, settings.strictMode != .enabled {
+            problems.append(
+                Problem(
+                    .warning, resource: "DataplaneConfiguration", field: "spec.wireguardKeyPinning",
+                    value: choice.rawValue,
+                    message: "without strict mode lets packets to a node whose key is not believed go in clear",
+                    remedy: "set wireguardStrictMode: Enabled"))
         }
         keepAlive = cluster.nodes[node]?.keepAlive ?? settings.keepAlive
         let ownPods = cluster.pods.values.filter { $0.node == node && !$0.isFinished }
@@ -180,7 +194,8 @@ public struct NodePlan: Sendable {
             prefixes[owner, default: []].insert(cidr)
             plan.routes[cidr] = owner == node ? .local : .node(owner)
         }
-        let valid = validKeys(family, cluster, history, &problems)
+        let valid = keyPins.believed(
+            validKeys(family, cluster, history, &problems), family, cluster, own: node, &problems)
         for (name, key) in valid {
             keyOwners[key] = name
             guard name != node, let other = cluster.nodes[name] else { continue }
@@ -205,7 +220,7 @@ public struct NodePlan: Sendable {
         }
         // Of nodes without WireGuard only: an annotation that was forgotten exempts nobody else.
         plan.exempt = Set(cluster.nodes.values.filter(\.isStrictModeExempt).map(\.name))
-            .subtracting(plan.peers.keys)
+            .subtracting(plan.peers.keys).subtracting(keyPins.names(family, cluster))
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan
     }

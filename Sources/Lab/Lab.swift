@@ -19,6 +19,8 @@ public actor Lab {
     private let network: LabNetwork
     /// The wgplane binary that runs the agents.
     nonisolated let binary: String
+    /// The same, for others.
+    public nonisolated var program: String { binary }
     /// Where the resources are, if that is no folder and this process has started it.
     public private(set) var server: LabServer?
     private let logger: Logger

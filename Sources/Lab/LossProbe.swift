@@ -15,6 +15,20 @@ public struct LossReport: Sendable, Codable, Equatable {
     public var lost: Int { sent - answered }
 }
 
+/// A time without answers, in nanoseconds of CLOCK_MONOTONIC.
+public struct LossGap: Sendable, Hashable {
+    public var start: UInt64
+    public var end: UInt64
+    public var milliseconds: Double { Double(end - start) / 1e6 }
+
+    public init(start: UInt64, end: UInt64) {
+        self.start = start
+        self.end = end
+    }
+
+    public func overlaps(_ other: LossGap) -> Bool { start < other.end && other.start < end }
+}
+
 /// Numbered UDP packets at a steady rate to an echo server, until stopped.
 public final class LossProbe: Sendable {
     private let stopped = StopFlag()
@@ -29,8 +43,12 @@ public final class LossProbe: Sendable {
             var answered: Set<UInt32> = []
             var lastAnswer: UInt64 = 0
             var longestGap: UInt64 = 0
+            var gaps: [LossGap] = []
         }
     }
+
+    /// Gaps from this length on are kept, in nanoseconds.
+    private static let shortestGap: UInt64 = 30_000_000
 
     /// Starts at once. `interval` in microseconds.
     public init(in place: NamespaceFiles, to address: [UInt8], interval: UInt32 = 1000) throws {
@@ -65,12 +83,29 @@ public final class LossProbe: Sendable {
                 let now = monotonicNanoseconds()
                 record.state.withLock { state in
                     state.answered.insert(number)
-                    if state.lastAnswer != 0 { state.longestGap = max(state.longestGap, now - state.lastAnswer) }
+                    if state.lastAnswer != 0 {
+                        state.longestGap = max(state.longestGap, now - state.lastAnswer)
+                        if now - state.lastAnswer > Self.shortestGap {
+                            state.gaps.append(LossGap(start: state.lastAnswer, end: now))
+                        }
+                    }
                     state.lastAnswer = now
                 }
             }
         }
     }
+
+    /// Times of 30 ms and more without an answer so far, the present one too.
+    public var gaps: [LossGap] {
+        record.state.withLock { state in
+            let now = monotonicNanoseconds()
+            guard state.lastAnswer != 0, now - state.lastAnswer > Self.shortestGap else { return state.gaps }
+            return state.gaps + [LossGap(start: state.lastAnswer, end: now)]
+        }
+    }
+
+    /// When the last answer came, in nanoseconds of CLOCK_MONOTONIC; 0: none has.
+    public var lastAnswer: UInt64 { record.state.withLock(\.lastAnswer) }
 
     /// Packets sent so far.
     public var sent: Int { record.state.withLock { $0.sent } }

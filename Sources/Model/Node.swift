@@ -20,6 +20,10 @@ public enum NodeAnnotation {
     public static func endpoint(_ family: AddressFamily) -> String {
         "wgplane.io/wireguard-endpoint" + (family == .ipv4 ? "" : "-v6")
     }
+    /// The one public key that is believed to be a node's, where keys are pinned: the operator's word.
+    public static func pinnedKey(_ family: AddressFamily) -> String {
+        "wgplane.io/pinned-key" + (family == .ipv4 ? "" : "-v6")
+    }
     /// How often a node sends its peers a packet, to keep a NAT's mapping: `25s`.
     public static let keepAlive = "wgplane.io/wireguard-keepalive"
     /// Calico's own word for a node's address, `10.0.0.1/24`.
@@ -42,6 +46,10 @@ public struct NodeResource: Sendable, Hashable, Codable {
     /// Underlay address by family: WireGuard's endpoint.
     public var addresses: [AddressFamily: IPAddress] = [:]
     public var publicKeys: [AddressFamily: PublicKey] = [:]
+    /// As the operator says.
+    public var pinnedKeys: [AddressFamily: PublicKey] = [:]
+    /// The operator has named a key that cannot be read: none is believed.
+    public var unreadablePins: Set<AddressFamily> = []
     /// As its agent tells.
     public var listeningPorts: [AddressFamily: UInt16] = [:]
     /// As the operator says.
@@ -143,6 +151,16 @@ extension NodeResource {
             }
             result.publicKeys[family] = annotation(
                 NodeAnnotation.publicKey(family), "a WireGuard public key of 32 bytes in base64", { PublicKey($0) })
+            if let text = annotations[NodeAnnotation.pinnedKey(family)] {
+                result.pinnedKeys[family] = PublicKey(text)
+                if result.pinnedKeys[family] == nil {
+                    result.unreadablePins.insert(family)
+                    reader.report(
+                        "metadata.annotations[\(NodeAnnotation.pinnedKey(family))]", value: text,
+                        "is not a WireGuard public key of 32 bytes in base64",
+                        remedy: "copy it from `wg show` on the node, or remove it")
+                }
+            }
             result.interfaceAddresses[family] = annotation(
                 NodeAnnotation.interfaceAddress(family), "an \(family) address",
                 { IPAddress($0).flatMap { $0.family == family ? $0 : nil } })

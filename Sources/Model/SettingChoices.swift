@@ -63,6 +63,15 @@ public enum StrictModeChoice: String, Sendable, Hashable, Codable, CaseIterable 
     case enabled = "Enabled"
 }
 
+/// Whether a node's published key is believed.
+public enum KeyPinningChoice: String, Sendable, Hashable, Codable, CaseIterable {
+    case disabled = "Disabled"
+    /// Only the one that its annotation `wgplane.io/pinned-key` names.
+    case annotation = "Annotation"
+    /// The first that was seen, until an operator forgets it on the node.
+    case firstUse = "FirstUse"
+}
+
 /// Whether a pod may send from addresses that are not its own (Calico's field).
 public enum SourceSpoofingChoice: String, Sendable, Hashable, Codable, CaseIterable {
     case disabled = "Disabled"

@@ -20,6 +20,10 @@ extension SettingDescription {
             "what is to be encrypted and cannot be is dropped; unset: what is in force, at first Disabled",
             text: { $0?.rawValue ?? "" }),
         SettingDescription(
+            "wireguardKeyPinning", .dataplaneConfiguration, \.keyPinning, words(KeyPinningChoice.self),
+            "which of nodes' published keys are believed; Annotation: those that wgplane.io/pinned-key names; FirstUse: the first that was seen, until `wgplane trust` forgets it; unset: what was said last, at first Disabled",
+            text: { $0?.rawValue ?? "" }),
+        SettingDescription(
             "wireguardMSSClamp", .dataplaneConfiguration, \.segmentClamp, "Auto, Disabled, 536 to 65535",
             "segment size that TCP SYNs through the tunnel may offer; Auto: the MTU less 40 or 60. eBPF mode",
             text: \.text),

@@ -148,6 +148,7 @@ extension Settings {
         if let choice: WireGuardBackendChoice = spec.choice("wireguardBackend") { backend = choice }
         if let choice: SteeringPathChoice = spec.choice("wireguardSteeringPath") { steeringPath = choice }
         if let choice: StrictModeChoice = spec.choice("wireguardStrictMode") { strictMode = choice }
+        if let choice: KeyPinningChoice = spec.choice("wireguardKeyPinning") { keyPinning = choice }
         if let choice: MassDeletionChoice = spec.choice("massDeletion") { massDeletion = choice }
         if let choice: SourceCheckChoice = spec.choice("sourceCheck") { sourceCheck = choice }
         if let text = spec.string("wireguardFirewallMark") {

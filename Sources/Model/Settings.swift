@@ -44,6 +44,8 @@ public struct Settings: Sendable, Hashable, Codable {
     public var inputRule = InputRuleChoice.never
     /// Nil: nobody has said, and what is in force stays.
     public var strictMode: StrictModeChoice?
+    /// Nil: nobody has said, and what was said last stays.
+    public var keyPinning: KeyPinningChoice?
     /// Nil: nobody has said.
     public var hostEncryption: Bool?
     /// What stays in clear between nodes though hosts are encrypted: what a cluster needs to

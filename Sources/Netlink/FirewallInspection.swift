@@ -163,7 +163,7 @@ public enum FirewallInspection {
             NetlinkPayload(nfgenmsg(nfgen_family: 0, version: UInt8(NFNETLINK_V0), res_id: 0)))
     }
 
-    private static func chain(_ message: NetlinkMessage) -> Chain? {
+    static func chain(_ message: NetlinkMessage) -> Chain? {
         guard let (header, attributes) = message.parse(nfgenmsg.self) else { return nil }
         var chain = Chain(family: header.nfgen_family, table: "", name: "")
         for attribute in attributes {

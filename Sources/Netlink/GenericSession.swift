@@ -42,13 +42,19 @@ public final class GenericSession {
         try session.acknowledge(operation, type: family, payload(command, build))
     }
 
-    /// Sends a command and returns the attributes of each message of the answer.
+    /// Sends a command and returns the attributes of each message of the answer. `hiding`: an attribute that is a secret.
     public func dump(
-        _ operation: String, command: some BinaryInteger, _ build: (inout NetlinkPayload) -> Void
+        _ operation: String, command: some BinaryInteger, hiding: HiddenAttribute? = nil,
+        _ build: (inout NetlinkPayload) -> Void
     ) throws(NetlinkError) -> [NetlinkAttributes] {
-        try session.request(operation, type: family, dump: true, payload(command, build)).compactMap {
+        try session.request(operation, type: family, dump: true, hiding: hiding, payload(command, build)).compactMap {
             $0.parse(genlmsghdr.self)?.1
         }
+    }
+
+    /// An attribute of this family's messages that holds a secret.
+    public static func hidden(_ type: some BinaryInteger) -> HiddenAttribute {
+        HiddenAttribute(Int(type), headerSize: MemoryLayout<genlmsghdr>.size)
     }
 
     private func payload(_ command: some BinaryInteger, _ build: (inout NetlinkPayload) -> Void) -> NetlinkPayload {

@@ -20,8 +20,9 @@ struct LegacyTable: ~Copyable {
     init?(_ table: String, isIPv6: Bool) {
         self.isIPv6 = isIPv6
         name = Array(table.utf8.prefix(31))
+        // Any Internet socket does; a raw one needs a privilege more.
         socket = Glibc.socket(
-            isIPv6 ? AF_INET6 : AF_INET, Int32(SOCK_RAW.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 255)
+            isIPv6 ? AF_INET6 : AF_INET, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         guard socket >= 0 else { return nil }
         information.replaceSubrange(0..<name.count, with: name)
         guard let answer = ask(64, information) else { return nil }

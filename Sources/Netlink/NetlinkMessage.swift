@@ -2,12 +2,15 @@
 
 internal import CLinuxUAPI
 internal import Glibc
+public import SystemDescriptors
 
 /// Builds the payload of one netlink message: a fixed header, then attributes
 /// (`<linux/netlink.h>`). Multi-byte integers are in host byte order unless an
 /// attribute says otherwise.
 public struct NetlinkPayload: Sendable {
     public private(set) var bytes: [UInt8] = []
+    /// What is written over zeros at an offset, in the message that is sent and nowhere else.
+    private(set) var secrets: [(offset: Int, secret: GuardedBytes)] = []
 
     public init() {}
 
@@ -32,6 +35,12 @@ public struct NetlinkPayload: Sendable {
         append(nlattr(nla_len: UInt16(4 + MemoryLayout<Value>.size), nla_type: UInt16(type)))
         append(value)
         align()
+    }
+
+    /// A secret, of which no copy is made but in the message, which is wiped when it has been sent. Not within `nested`.
+    public mutating func attribute(_ type: some BinaryInteger, secret: GuardedBytes) {
+        secrets.append((bytes.count + 4, secret))
+        attribute(type, bytes: [UInt8](repeating: 0, count: secret.count))
     }
 
     /// A zero-terminated text.
@@ -94,6 +103,42 @@ extension ArraySlice<UInt8> {
     public func value<Value: BitwiseCopyable>(_ type: Value.Type = Value.self) -> Value? {
         guard count >= MemoryLayout<Value>.size else { return nil }
         return unsafe withUnsafeBytes { unsafe $0.loadUnaligned(as: Value.self) }
+    }
+}
+
+/// An attribute of the first level of messages that holds a secret: it is taken into guarded memory, and overwritten
+/// where it was received.
+public final class HiddenAttribute {
+    let type: Int
+    /// Of the family's fixed header, bytes.
+    let headerSize: Int
+    /// Of the message that had it last.
+    public private(set) var secret: GuardedBytes?
+
+    init(_ type: Int, headerSize: Int) {
+        self.type = type
+        self.headerSize = (headerSize + 3) & ~3
+    }
+
+    /// Hides it in a datagram of messages.
+    func hide(in datagram: UnsafeMutableRawBufferPointer) {
+        var start = 0
+        while start + 16 <= datagram.count {
+            let length = unsafe Int(datagram.loadUnaligned(fromByteOffset: start, as: UInt32.self))
+            guard length >= 16, start + length <= datagram.count else { return }
+            var offset = start + 16 + headerSize
+            while offset + 4 <= start + length {
+                let size = unsafe Int(datagram.loadUnaligned(fromByteOffset: offset, as: UInt16.self))
+                let type = unsafe datagram.loadUnaligned(fromByteOffset: offset + 2, as: UInt16.self)
+                guard size >= 4, offset + size <= start + length else { break }
+                if Int(type & attributeTypeMask) == self.type {
+                    secret = unsafe GuardedBytes(
+                        wiping: UnsafeMutableRawBufferPointer(rebasing: datagram[offset + 4..<offset + size]))
+                }
+                offset += (size + 3) & ~3
+            }
+            start += (length + 3) & ~3
+        }
     }
 }
 

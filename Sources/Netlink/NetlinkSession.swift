@@ -48,6 +48,8 @@ public final class NetlinkSession {
                 if result != 0 && required { throw .current }
             }
             try option(NETLINK_EXT_ACK, 1, required: false)
+            // An error does not say all again that was asked, perhaps a secret.
+            try option(NETLINK_CAP_ACK, 1, required: false)
             if family == .route { try option(NETLINK_GET_STRICT_CHK, 1, required: false) }
             for group in groups { try option(NETLINK_ADD_MEMBERSHIP, group, required: true) }
             if !groups.isEmpty {
@@ -86,35 +88,39 @@ public final class NetlinkSession {
         _ = try exchange(operation, type: UInt16(type), flags: flags | NLM_F_ACK, payload)
     }
 
-    /// Sends a request that is answered by messages: one, or with `dump` as many as there are.
+    /// Sends a request that is answered by messages: one, or with `dump` as many as there are. `hiding`: a secret in them.
     public func request(
-        _ operation: String, type: some BinaryInteger, dump: Bool, _ payload: NetlinkPayload
+        _ operation: String, type: some BinaryInteger, dump: Bool, hiding: HiddenAttribute? = nil,
+        _ payload: NetlinkPayload
     ) throws(NetlinkError) -> [NetlinkMessage] {
         // A dump that changed under our feet is asked for again (NLM_F_DUMP_INTR).
         for _ in 0..<8 {
             let (messages, interrupted) = try exchange(
-                operation, type: UInt16(type), flags: dump ? NLM_F_DUMP : NLM_F_ACK, payload)
+                operation, type: UInt16(type), flags: dump ? NLM_F_DUMP : NLM_F_ACK, payload, hiding)
             if !interrupted { return messages }
         }
         throw .socket(operation: operation, errno: EAGAIN)
     }
 
     private func exchange(
-        _ operation: String, type: UInt16, flags: Int32, _ payload: NetlinkPayload
+        _ operation: String, type: UInt16, flags: Int32, _ payload: NetlinkPayload, _ hidden: HiddenAttribute? = nil
     ) throws(NetlinkError) -> (messages: [NetlinkMessage], interrupted: Bool) {
         sequence &+= 1
         let header = nlmsghdr(
             nlmsg_len: UInt32(16 + payload.bytes.count), nlmsg_type: type,
             nlmsg_flags: UInt16(flags | NLM_F_REQUEST), nlmsg_seq: sequence, nlmsg_pid: port)
-        var message = NetlinkPayload(header).bytes
-        message += payload.bytes
+        var message = NetlinkPayload(header).bytes + payload.bytes
+        // None grows from here on: that would leave a copy behind.
+        for (offset, secret) in payload.secrets { secret.write(to: &message, at: 16 + offset) }
+        defer { if !payload.secrets.isEmpty { GuardedBytes.wipe(&message) } }
         do {
-            let sent = message
-            try retryingInterrupts { unsafe send(socket.rawValue, sent, sent.count, 0) }
+            try retryingInterrupts {
+                unsafe message.withUnsafeBytes { unsafe send(socket.rawValue, $0.baseAddress, $0.count, 0) }
+            }
         } catch {
             throw .socket(operation: operation, errno: error.rawValue)
         }
-        return try receive(operation, isDump: flags & NLM_F_DUMP == NLM_F_DUMP)
+        return try receive(operation, isDump: flags & NLM_F_DUMP == NLM_F_DUMP, hidden)
     }
 
     /// One message of a transaction.
@@ -175,12 +181,12 @@ public final class NetlinkSession {
     }
 
     private func receive(
-        _ operation: String, isDump: Bool
+        _ operation: String, isDump: Bool, _ hidden: HiddenAttribute?
     ) throws(NetlinkError) -> (messages: [NetlinkMessage], interrupted: Bool) {
         var messages: [NetlinkMessage] = []
         var interrupted = false
         while true {
-            var rest = try receiveDatagram(operation)
+            var rest = try receiveDatagram(operation, hidden)
             while let header: nlmsghdr = rest.value() {
                 let length = Int(header.nlmsg_len)
                 guard length >= 16, length <= rest.count else { throw .malformed(operation: operation) }
@@ -217,7 +223,9 @@ public final class NetlinkSession {
         return attributes.first { $0.type == Int(NLMSGERR_ATTR_MSG.rawValue) }?.text ?? ""
     }
 
-    private func receiveDatagram(_ operation: String) throws(NetlinkError) -> ArraySlice<UInt8> {
+    private func receiveDatagram(
+        _ operation: String, _ hidden: HiddenAttribute? = nil
+    ) throws(NetlinkError) -> ArraySlice<UInt8> {
         while true {
             var sender = sockaddr_nl()
             var length = socklen_t(MemoryLayout<sockaddr_nl>.size)
@@ -235,6 +243,11 @@ public final class NetlinkSession {
                 throw .socket(operation: operation, errno: error.rawValue)
             }
             guard sender.nl_pid == 0 else { continue }
+            if let hidden {
+                unsafe buffer.withUnsafeMutableBytes {
+                    unsafe hidden.hide(in: UnsafeMutableRawBufferPointer(rebasing: $0[0..<min(count, $0.count)]))
+                }
+            }
             guard count <= buffer.count else {
                 buffer = [UInt8](repeating: 0, count: count * 2)
                 throw .socket(operation: operation, errno: EMSGSIZE)

@@ -25,7 +25,7 @@ extension RouteSession {
         }
     }
 
-    private static func route(_ message: NetlinkMessage) -> Route? {
+    static func route(_ message: NetlinkMessage) -> Route? {
         guard Int(message.type) == RTM_NEWROUTE, let (header, attributes) = message.parse(rtmsg.self),
             let family = AddressFamily(socketFamily: header.rtm_family)
         else { return nil }

@@ -53,7 +53,7 @@ extension RouteSession {
         }
     }
 
-    private static func rule(_ message: NetlinkMessage, _ family: AddressFamily) -> RoutingRule? {
+    static func rule(_ message: NetlinkMessage, _ family: AddressFamily) -> RoutingRule? {
         guard Int(message.type) == RTM_NEWRULE, let (header, attributes) = message.parse(fib_rule_hdr.self),
             header.family == family.socketFamily
         else { return nil }

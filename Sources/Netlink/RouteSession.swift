@@ -136,7 +136,7 @@ public final class RouteSession {
         }
     }
 
-    private static func link(_ message: NetlinkMessage) -> Link? {
+    static func link(_ message: NetlinkMessage) -> Link? {
         guard Int(message.type) == RTM_NEWLINK, let (header, attributes) = message.parse(ifinfomsg.self) else {
             return nil
         }

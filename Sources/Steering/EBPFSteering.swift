@@ -84,6 +84,7 @@ public struct EBPFSteering: SteeringBackend {
     /// Forgets what it believes of the maps and devices, so that the next `apply` mends drift.
     /// `addresses`: routes of single addresses, where they have been read already.
     public mutating func resync(addresses: [IPAddress: UInt32]? = nil) throws {
+        try maps.restorePins(layout)
         try adopt(addresses)
         hooks.adopt(try attachedHooks())
     }

@@ -17,6 +17,9 @@ public struct HostFirewall {
     /// Where an exception has been put, for status.
     public private(set) var exceptions: [String] = []
 
+    /// Programs that it may start.
+    public static let programs = Iptables.programs
+
     public init() {}
 
     /// Looks again at what is in place with the next `apply`, if something should be.

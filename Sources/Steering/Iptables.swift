@@ -33,6 +33,11 @@ struct Iptables {
         }
     }
 
+    /// All that are ever started.
+    static let programs = ["iptables", "ip6tables"].flatMap { name in
+        ["-nft", "-legacy"].flatMap { kind in ["-save", "-restore"].map { name + kind + $0 } }
+    }
+
     private func program(_ suffix: String) -> String {
         (family == .ipv4 ? "iptables" : "ip6tables") + (kind == .iptablesNFT ? "-nft" : "-legacy") + suffix
     }

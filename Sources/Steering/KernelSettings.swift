@@ -39,7 +39,7 @@ public struct KernelSettings {
         if values.isEmpty {
             try removeFile(path)
         } else {
-            try makeFolders(folder, mode: 0o700)
+            try makeOwnFolders(folder)
             let encoder = JSONEncoder()
             encoder.outputFormatting = [.sortedKeys]
             try replaceFile(path, with: Array(try encoder.encode(values)), mode: 0o600)

@@ -61,6 +61,7 @@ public struct SecondLock {
 
     /// Looks at what is really in place.
     mutating func resync() throws {
+        try table.restorePins(layout)
         prefixes.adopt(try table.entries())
         var found: [HookPoint: UInt32] = [:]
         for point in points.applied.keys {

@@ -82,6 +82,32 @@ public func makeFolders(_ path: String, mode: UInt32 = 0o755) throws(Errno) {
     }
 }
 
+/// Something at a path of ours that is not ours, or that others may change: what is there is left alone, and not used.
+public struct ForeignPath: Error, Sendable, Hashable, CustomStringConvertible {
+    public var path: String
+    public var reason: String
+    public var description: String { "\(path) \(reason); remove it, or see who made it" }
+}
+
+/// Throws where a path is a link, belongs to another user, or can be written by others; what is not there is no error.
+public func requireOwn(_ path: String) throws(ForeignPath) {
+    var information = stat()
+    guard unsafe lstat(path, &information) == 0 else { return }
+    if information.st_mode & S_IFMT == S_IFLNK { throw ForeignPath(path: path, reason: "is a symbolic link") }
+    guard information.st_uid == geteuid() else {
+        throw ForeignPath(path: path, reason: "belongs to user \(information.st_uid)")
+    }
+    guard information.st_mode & 0o022 == 0 else {
+        throw ForeignPath(path: path, reason: "can be written by others")
+    }
+}
+
+/// Makes a folder for this process's user alone, and those above it; one that is there must be so.
+public func makeOwnFolders(_ path: String) throws {
+    try makeFolders(path, mode: 0o700)
+    try requireOwn(path)
+}
+
 /// Gives a file another name in one step; what had that name is gone.
 public func renameFile(_ path: String, _ other: String) throws(Errno) {
     guard unsafe rename(path, other) == 0 else { throw Errno.current }
@@ -121,20 +147,24 @@ public struct FolderEntry: Sendable, Hashable {
     public var inode: UInt64
 }
 
-/// The entries of a folder without `.` and `..`, sorted by name.
-public func listFolder(_ path: String) throws(Errno) -> [FolderEntry] {
+/// The names in a folder, without `.` and `..`, in no order.
+public func listNames(_ path: String) throws(Errno) -> [String] {
     guard let folder = unsafe opendir(path) else { throw .current }
     defer { unsafe closedir(folder) }
-    var entries: [FolderEntry] = []
+    var names: [String] = []
     while let entry = unsafe readdir(folder) {
         let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
             unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
         }
-        if name == "." || name == ".." { continue }
-        // It may be gone by now; then it is no entry.
-        if let found = folderEntry(name, in: path) { entries.append(found) }
+        if name != ".", name != ".." { names.append(name) }
     }
-    return entries.sorted { $0.name < $1.name }
+    return names
+}
+
+/// The entries of a folder without `.` and `..`, sorted by name.
+public func listFolder(_ path: String) throws(Errno) -> [FolderEntry] {
+    // It may be gone by now; then it is no entry.
+    try listNames(path).compactMap { folderEntry($0, in: path) }.sorted { $0.name < $1.name }
 }
 
 /// One entry of a folder; nil: it is not there.

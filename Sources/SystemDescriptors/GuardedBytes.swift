@@ -21,6 +21,37 @@ public final class GuardedBytes: @unchecked Sendable {
         unsafe sodium_memzero(pointer, count)
     }
 
+    /// Takes bytes over and overwrites them where they were.
+    public convenience init(wiping bytes: inout [UInt8]) {
+        self.init(count: bytes.count)
+        unsafe bytes.withUnsafeBytes { unsafe take($0) }
+        Self.wipe(&bytes)
+    }
+
+    /// Takes over what is in memory, and overwrites it there.
+    public convenience init(wiping bytes: UnsafeMutableRawBufferPointer) {
+        self.init(count: bytes.count)
+        unsafe take(UnsafeRawBufferPointer(bytes))
+        if let base = bytes.baseAddress { unsafe sodium_memzero(base, bytes.count) }
+    }
+
+    private func take(_ bytes: UnsafeRawBufferPointer) {
+        if let base = bytes.baseAddress {
+            unsafe pointer.update(from: base.assumingMemoryBound(to: UInt8.self), count: count)
+        }
+    }
+
+    /// Writes the bytes over a part of an array, which the caller wipes.
+    public func write(to bytes: inout [UInt8], at offset: Int) {
+        precondition(offset >= 0 && offset + count <= bytes.count)
+        unsafe bytes.withUnsafeMutableBytes { buffer in
+            unsafe buffer.baseAddress?.advanced(by: offset).copyMemory(from: pointer, byteCount: count)
+        }
+    }
+
+    /// Whether all are zero, in a time that does not tell which is not.
+    public var isZero: Bool { unsafe sodium_is_zero(pointer, count) == 1 }
+
     deinit { unsafe sodium_free(pointer) }
 
     public func fillRandomly() { unsafe randombytes_buf(pointer, count) }

@@ -81,11 +81,17 @@ public struct ProgramLaunch: Sendable {
 
     /// Starts the program and waits for its end; returns its exit status, or 128 + signal.
     /// Never call it on the cooperative pool.
-    public func run() throws(Errno) -> Int32 { try Self.wait(for: start()) }
+    public func run() throws(Errno) -> Int32 {
+        if log == nil, let done = try runByLauncher(capturing: false) { return Self.exitStatus(done.status) }
+        return try Self.wait(for: start())
+    }
 
     /// Starts the program, waits for its end, and returns its exit status and what it wrote to
     /// standard output and error. Never call it on the cooperative pool.
     public func capture() throws(Errno) -> (status: Int32, output: String) {
+        if let done = try runByLauncher(capturing: true) {
+            return (Self.exitStatus(done.status), String(decoding: done.output, as: UTF8.self))
+        }
         let output = try Self.memoryFile("")
         let status = try Self.wait(for: start(output: output))
         let path = "/proc/self/fd/\(output.rawValue)"
@@ -102,7 +108,11 @@ public struct ProgramLaunch: Sendable {
     private static func wait(for identifier: Int32) throws(Errno) -> Int32 {
         var status: Int32 = 0
         try retryingInterrupts { unsafe waitpid(identifier, &status, 0) }
-        return status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)
+        return exitStatus(status)
+    }
+
+    private static func exitStatus(_ status: Int32) -> Int32 {
+        status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)
     }
 }
 

@@ -62,12 +62,19 @@ public final class KernelBackend: WireGuardBackend {
         try route.deleteLink(named: device)
     }
 
-    /// All that the kernel tells of a device; nil when there is none of WireGuard's.
-    private func read(_ device: String) throws(NetlinkError) -> [NetlinkAttributes]? {
+    /// All that the kernel tells of a device, and its private key, which it tells each time; nil when there is none of
+    /// WireGuard's.
+    private func read(
+        _ device: String
+    ) throws(NetlinkError) -> (messages: [NetlinkAttributes], key: GuardedBytes?)? {
+        let key = GenericSession.hidden(WGDEVICE_A_PRIVATE_KEY.rawValue)
         do {
-            return try generic.dump("read device \(device)", command: WG_CMD_GET_DEVICE.rawValue) {
+            let messages = try generic.dump(
+                "read device \(device)", command: WG_CMD_GET_DEVICE.rawValue, hiding: key
+            ) {
                 $0.attribute(WGDEVICE_A_IFNAME.rawValue, text: device)
             }
+            return (messages, key.secret)
         } catch {
             if error.errno == ENODEV || error.errno == EOPNOTSUPP { return nil }
             throw error
@@ -75,21 +82,14 @@ public final class KernelBackend: WireGuardBackend {
     }
 
     public func state(device: String) throws -> DeviceState? {
-        guard let messages = try read(device) else { return nil }
+        guard let (messages, _) = try read(device) else { return nil }
         var state = DeviceState(name: device, interface: 0, listeningPort: 0, firewallMark: 0, peers: [:])
         for message in messages { WireGuardMessages.merge(message, into: &state) }
         return state
     }
 
     public func privateKey(device: String) throws -> PrivateKey? {
-        guard let messages = try read(device) else { return nil }
-        for message in messages {
-            for attribute in message where UInt32(attribute.type) == WGDEVICE_A_PRIVATE_KEY.rawValue {
-                var bytes = Array(attribute.payload)
-                return PrivateKey(wiping: &bytes)
-            }
-        }
-        return nil
+        try read(device)?.key.flatMap { PrivateKey($0) }
     }
 
     public func apply(_ change: DeviceChange, to device: String) throws {

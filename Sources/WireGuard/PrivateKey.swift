@@ -6,7 +6,8 @@ internal import SystemDescriptors
 /// A WireGuard private key in libsodium's guarded memory: not swapped, not dumped,
 /// wiped when it goes. It never becomes text except where a device is told.
 public final class PrivateKey: Sendable, CustomStringConvertible, CustomDebugStringConvertible {
-    private let memory: GuardedBytes
+    /// 32 bytes.
+    let memory: GuardedBytes
 
     /// Makes a key: 32 random bytes, clamped as Curve25519 wants (RFC 7748, section 5).
     public static func generate() -> PrivateKey {
@@ -21,13 +22,14 @@ public final class PrivateKey: Sendable, CustomStringConvertible, CustomDebugStr
 
     /// Takes over 32 bytes and wipes the source; nil for another count or zeros.
     public init?(wiping bytes: inout [UInt8]) {
-        defer { GuardedBytes.wipe(&bytes) }
-        guard bytes.count == 32, bytes.contains(where: { $0 != 0 }) else { return nil }
-        memory = GuardedBytes(count: 32)
-        let source = bytes
-        memory.modify { target in
-            for index in 0..<32 { target[index] = source[index] }
-        }
+        memory = GuardedBytes(wiping: &bytes)
+        guard memory.count == 32, !memory.isZero else { return nil }
+    }
+
+    /// The same of what is guarded already.
+    init?(_ memory: GuardedBytes) {
+        guard memory.count == 32, !memory.isZero else { return nil }
+        self.memory = memory
     }
 
     private init(memory: GuardedBytes) { self.memory = memory }

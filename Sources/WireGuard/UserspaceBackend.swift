@@ -15,15 +15,18 @@ public final class UserspaceBackend: WireGuardBackend {
     private let program: String
     private let kept = Mutex<Connection?>(nil)
 
+    /// Looked up in PATH.
+    public static let programName = "wireguard-go"
+
     /// `folder` is where the sockets are (`/var/run/wireguard` by the protocol).
-    public init(program: String = "wireguard-go", folder: String = "/var/run/wireguard") throws {
+    public init(program: String = UserspaceBackend.programName, folder: String = "/var/run/wireguard") throws {
         self.program = program
         self.folder = folder
         route = try RouteSession()
     }
 
     /// Whether the program is in PATH and the kernel has TUN devices.
-    public static func isAvailable(program: String = "wireguard-go") -> Bool {
+    public static func isAvailable(program: String = UserspaceBackend.programName) -> Bool {
         // Opened, since the file alone is there without the module tun too; opening loads it.
         guard (try? openFile("/dev/net/tun", flags: O_RDWR)) != nil else { return false }
         return findProgram(program) != nil

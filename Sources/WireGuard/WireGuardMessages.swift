@@ -52,7 +52,7 @@ enum WireGuardMessages {
 
     static func encode(_ change: DeviceChange, device: String, into payload: inout NetlinkPayload) {
         payload.attribute(WGDEVICE_A_IFNAME.rawValue, text: device)
-        change.privateKey?.withBytes { payload.attribute(WGDEVICE_A_PRIVATE_KEY.rawValue, bytes: $0) }
+        if let key = change.privateKey { payload.attribute(WGDEVICE_A_PRIVATE_KEY.rawValue, secret: key.memory) }
         if let port = change.listeningPort { payload.attribute(WGDEVICE_A_LISTEN_PORT.rawValue, value: port) }
         if let mark = change.firewallMark { payload.attribute(WGDEVICE_A_FWMARK.rawValue, value: mark) }
         guard !change.peers.isEmpty else { return }

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Agent
+import ArgumentParser
+import DataplaneMaps
 import Datastore
 import Foundation
-import ArgumentParser
+import Logging
 import Model
 import ServiceLifecycle
-import UnixSignals
+import Synchronization
 import SystemDescriptors
+import UnixSignals
 
 struct AgentCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "agent", abstract: "Runs the node agent, in the foreground.",
         usage: "wgplane agent [options]",
         discussion: """
-            Needs root. Ends on SIGTERM and SIGINT, and leaves encryption running: maps and
+            Needs root, and keeps of it CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON; a second process starts wireguard-go
+            and iptables for it, where they are needed. Ends on SIGTERM and SIGINT, and leaves encryption running: maps and
             programs stay, and the next agent takes them over. Switch WireGuard off, or run
             `wgplane cleanup`, to take everything away. Only one agent runs for a node.
             """)
@@ -29,6 +33,16 @@ struct AgentCommand: AsyncParsableCommand {
     var settings: [String] = []
     @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = LogLevelChoice.info
 
+    /// What the kernel has refused to take from this process.
+    private static let refusals = Mutex<[Privileges.Refusal]>([])
+
+    /// Call it before there is a second thread.
+    func reducePrivileges() {
+        guard isRoot() else { return }
+        let refusals = AgentPrivileges.reduce(PinLayout(root: node.pins), startsOthers: datastore.startsPrograms)
+        Self.refusals.withLock { $0 = refusals }
+    }
+
     func run() async throws {
         guard isRoot() else {
             throw ProblemsError(
@@ -42,8 +56,9 @@ struct AgentCommand: AsyncParsableCommand {
             SettingOverride.environment(ProcessInfo.processInfo.environment)
             + (try settings.map { try SettingOverride.commandLine($0) })
         // The run directory, for the log's last lines, is made before the first line.
-        try makeFolders(options.runDirectory, mode: 0o700)
+        try makeOwnFolders(options.runDirectory)
         let logger = agentLogger(logLevel, runDirectory: options.runDirectory)
+        for refusal in Self.refusals.withLock({ $0 }) { logger.warning("\(AgentPrivileges.problem(of: refusal))") }
         let store = try datastore.open(logger)
         let service = AgentService(options: options, datastore: store, logger: logger)
         let group = ServiceGroup(

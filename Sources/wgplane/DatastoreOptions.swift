@@ -29,6 +29,18 @@ enum DatastoreLocation {
         }
     }
 
+    /// Whether its credentials come from a program, which must be started (`users[].user.exec` of a kubeconfig).
+    static func startsPrograms(
+        _ text: String, environment: [String: String] = ProcessInfo.processInfo.environment
+    ) -> Bool {
+        let (kind, file) = split(text)
+        guard kind == "kubernetes" else { return false }
+        // What cannot be read is said when it is opened.
+        guard let access = try? KubernetesAccess.found(file: file, environment: environment) else { return false }
+        if case .program = access.identity { return true }
+        return false
+    }
+
     private static func split(_ text: String) -> (kind: String, rest: String?) {
         guard let colon = text.firstIndex(of: ":") else { return (text, nil) }
         return (String(text[..<colon]), String(text[text.index(after: colon)...]))
@@ -44,10 +56,15 @@ struct DatastoreOptions: ParsableArguments {
             valueName: "location"))
     var location: String?
 
-    func open(_ logger: Logger = quietLogger) throws -> any Datastore {
-        let text = location ?? ProcessInfo.processInfo.environment["WGPLANE_DATASTORE"] ?? "directory:/var/lib/wgplane"
-        return try DatastoreLocation.open(text, logger: logger)
+    private var text: String {
+        location ?? ProcessInfo.processInfo.environment["WGPLANE_DATASTORE"] ?? "directory:/var/lib/wgplane"
     }
+
+    func open(_ logger: Logger = quietLogger) throws -> any Datastore {
+        try DatastoreLocation.open(text, logger: logger)
+    }
+
+    var startsPrograms: Bool { DatastoreLocation.startsPrograms(text) }
 
     /// Opens it for one piece of work.
     @discardableResult

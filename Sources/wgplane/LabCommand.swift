@@ -27,7 +27,7 @@ struct LabCommand: AsyncParsableCommand {
             """,
         subcommands: [
             Up.self, Status.self, Check.self, Exec.self, Env.self, LabPageCommand.self, LabFillCommand.self,
-            LabLatencyCommand.self, Down.self,
+            LabLatencyCommand.self, LabChaosCommand.self, Down.self,
         ])
 
     struct Up: AsyncParsableCommand {

@@ -1,11 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import Dispatch
 import Foundation
 import Model
 import SystemDescriptors
 
 @main
+enum Program {
+    /// In the first thread, and before there is another one: what is given up here, all that come later have not.
+    static func main() {
+        // Lines appear as they are made, also through a pipe.
+        bufferOutputByLine()
+        do {
+            var command = try Wgplane.parseAsRoot()
+            if let agent = command as? AgentCommand { agent.reducePrivileges() }
+            if !(command is any AsyncParsableCommand) {
+                // In this thread, whose signals another program that takes its place is to have.
+                try command.run()
+                exit(0)
+            }
+        } catch {
+            Wgplane.end(error)
+        }
+        // It parses again: what was parsed here is this thread's.
+        Task { await Wgplane.run() }
+        dispatchMain()
+    }
+}
+
 struct Wgplane: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "wgplane",
@@ -21,13 +44,12 @@ struct Wgplane: AsyncParsableCommand {
             MapsCommand.self, ExplainCommand.self, CaptureCommand.self, MetricsCommand.self, AuditCommand.self,
             OpenCommand.self, DoctorCommand.self,
             GetCommand.self, ApplyCommand.self, PatchCommand.self, DeleteCommand.self,
-            DatastoreCommand.self, CleanupCommand.self,
+            DatastoreCommand.self, TrustCommand.self, CleanupCommand.self,
             LabCommand.self,
         ])
 
-    static func main() async {
-        // Lines appear as they are made, also through a pipe.
-        bufferOutputByLine()
+    /// Does what the arguments say, and ends the process.
+    static func run() async -> Never {
         do {
             var command = try parseAsRoot()
             if var asynchronous = command as? any AsyncParsableCommand {
@@ -35,18 +57,23 @@ struct Wgplane: AsyncParsableCommand {
             } else {
                 try command.run()
             }
-        } catch let error as ProblemsError {
-            fail(error.description)
         } catch {
-            let code = exitCode(for: error)
-            guard code != .validationFailure, code != .success else {
-                let text = fullMessage(for: error)
-                if code == .success { Swift.print(text) } else { write(text) }
-                Foundation.exit(code == .success ? 0 : 2)
-            }
-            if let code = error as? ExitCode { Foundation.exit(code.rawValue) }
-            fail("\(error)")
+            end(error)
         }
+        Foundation.exit(0)
+    }
+
+    /// Says what is wrong, and ends the process.
+    static func end(_ error: any Error) -> Never {
+        if let error = error as? ProblemsError { fail(error.description) }
+        let code = exitCode(for: error)
+        guard code != .validationFailure, code != .success else {
+            let text = fullMessage(for: error)
+            if code == .success { Swift.print(text) } else { write(text) }
+            Foundation.exit(code == .success ? 0 : 2)
+        }
+        if let code = error as? ExitCode { Foundation.exit(code.rawValue) }
+        fail("\(error)")
     }
 
     static func fail(_ text: String) -> Never {

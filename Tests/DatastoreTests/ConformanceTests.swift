@@ -240,7 +240,7 @@ struct ConformanceTests {
             rig.relay?.slow(.milliseconds(80))
             try await Follower.run(rig.open(pageSize: 10, idle: .seconds(90))) { follower in
                 #expect(await eventually { follower.isReady })
-                #expect(follower.nodes.count == 40 && follower.isAvailable)
+                #expect(await eventually { follower.nodes.count == 40 && follower.isAvailable })
             }
         }
     }

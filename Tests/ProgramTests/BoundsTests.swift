@@ -23,6 +23,8 @@ struct BoundsTests {
         var verifiedInstructions: [String: UInt32]
         /// Instructions of a program as the kernel has it.
         var instructions: [String: UInt32]
+        /// Instructions that a packet's way through a program takes (`PathTests`).
+        var pathInstructions: [String: UInt64]
         /// Memory allocations of one thread, in a debug build.
         var allocations: [String: UInt64]
         /// Entries written to or taken from BPF maps.
@@ -31,12 +33,12 @@ struct BoundsTests {
         var netlinkMessages: [String: Int]
     }
 
-    private static let bounds = Result {
+    static let bounds = Result {
         let file = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appending(path: "bounds.json")
         return try JSONDecoder().decode(Bounds.self, from: Data(contentsOf: file))
     }
 
-    private static let isKernel: Bool = {
+    static let isKernel: Bool = {
         let release = (try? String(contentsOfFile: "/proc/sys/kernel/osrelease", encoding: .utf8)) ?? ""
         return (try? bounds.get()).map { release.hasPrefix($0.kernel + ".") } ?? true
     }()

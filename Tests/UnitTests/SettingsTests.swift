@@ -80,6 +80,7 @@ struct SettingsTests {
         ("bpfLogLevel", "Loud"), ("prometheusWireGuardMetricsEnabled", "x"), ("natPortRange", "9:3"),
         ("vxlanPort", .integer(-1)), ("interfacePrefix", ""), ("workloadSourceSpoofing", "All"), ("mode", "Fast"),
         ("wireguardBackend", "Go"), ("wireguardSteeringPath", "Short"), ("wireguardStrictMode", "true"),
+        ("wireguardKeyPinning", "Sometimes"),
         ("wireguardMSSClamp", "12"), ("wireguardHostExemptPorts", .array(["tcp"])),
         ("wireguardFirewallMark", "0x1000"), ("wireguardInputRule", "Always"), ("sourceCheck", "No"),
         ("massDeletion", "Maybe"),

@@ -82,6 +82,32 @@ int wgp_open(const char *path, int flags, unsigned mode);
 int wgp_spawn(pid_t *pid, const char *path, char *_Nullable const *_Nonnull argv,
 	      char *_Nullable const *_Nonnull envp, int in, int out, int err, int own_session);
 
+/* Keeps of the calling thread's capabilities these (bits by number, CAP_…), and takes all others out of its bounding set
+ * where it may. Call it before there are threads. Returns errno or 0; so do the next. */
+int wgp_keep_capabilities(uint64_t permitted, uint64_t effective);
+/* PR_SET_NO_NEW_PRIVS. */
+int wgp_forbid_new_privileges(void);
+/* No core files, no dumps, no tracing by others than root. */
+int wgp_forbid_dumps(void);
+/* Kernels before 5.11 count BPF maps as locked memory. */
+void wgp_unlimit_locked_memory(void);
+/* A seccomp filter for all threads: what no agent does fails with EPERM; `with_programs`: so do execve and fork. */
+int wgp_forbid_system_calls(int with_programs);
+
+/* What is asked of the launcher; sizes in bytes, host byte order. */
+struct wgp_launch {
+	uint32_t arguments, arguments_size, environment, environment_size, input_size, own_session,
+		capture;
+};
+/* `status` as by waitpid, where `error` is 0. */
+struct wgp_launched {
+	int error, status;
+	uint32_t output_size;
+};
+/* Forks a process that starts programs of these names (ended by NULL) for this one. Returns this one's end of the socket,
+ * or -errno. Call it before there are threads. */
+int wgp_start_launcher(const char *_Nullable const *_Nonnull allowed, uint64_t capabilities);
+
 #pragma clang assume_nonnull end
 
 #endif

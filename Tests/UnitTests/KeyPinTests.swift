@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Agent
+import DesiredState
+import Foundation
+import Model
+import OrderedCollections
+import SystemDescriptors
+import Testing
+
+@Suite("Keys that are pinned")
+struct KeyPinTests {
+    private func plan(
+        _ choice: String, _ nodes: [Manifest], pins: KeyPins = KeyPins(), strict: Bool = true
+    ) -> NodePlan {
+        let settings = Make.manifest(
+            .dataplaneConfiguration, "default",
+            .object([
+                "spec": .object([
+                    "wireguardKeyPinning": .string(choice), "wireguardStrictMode": strict ? "Enabled" : "Disabled",
+                ])
+            ]))
+        return NodePlan(ClusterState(nodes + [settings]), node: "n1", keyPins: pins)
+    }
+
+    private let own = Make.node("n1", "10.0.0.1", key: Make.key(1))
+
+    @Test("by annotation: the key that it names, and no other; without one, none")
+    func annotation() {
+        let pin = [NodeAnnotation.pinnedKey(.ipv4): Make.key(2).description]
+        let good = plan("Annotation", [own, Make.node("n2", "10.0.0.2", key: Make.key(2), annotations: pin)])
+        #expect(good.ipv4.peers["n2"]?.publicKey == Make.key(2) && good.problems.isEmpty)
+        let other = plan("Annotation", [own, Make.node("n2", "10.0.0.2", key: Make.key(3), annotations: pin)])
+        #expect(
+            other.ipv4.peers.isEmpty && other.problems.contains { $0.message.contains("is not the key that is pinned") }
+        )
+        let none = plan("Annotation", [own, Make.node("n2", "10.0.0.2", key: Make.key(2))])
+        #expect(none.ipv4.peers.isEmpty && none.problems.contains { $0.message.contains("is not pinned") })
+        let off = plan("Disabled", [own, Make.node("n2", "10.0.0.2", key: Make.key(3), annotations: pin)])
+        #expect(off.ipv4.peers.count == 1)
+    }
+
+    @Test("by first use: the first stays, whatever the datastore says later, until it is forgotten")
+    func firstUse() {
+        let first = plan("FirstUse", [own, Make.node("n2", "10.0.0.2", key: Make.key(2))])
+        #expect(first.ipv4.peers.count == 1 && first.keyPins.ipv4 == ["n2": Make.key(2)])
+        #expect(first.keyPins.choice == .firstUse)
+        let changed = [own, Make.node("n2", "10.0.0.2", key: Make.key(3))]
+        let lied = plan("FirstUse", changed, pins: first.keyPins)
+        #expect(lied.ipv4.peers.isEmpty && lied.keyPins == first.keyPins)
+        #expect(lied.problems.contains { $0.resource == "Node/n2" && $0.remedy.contains("wgplane trust n2") })
+        var forgotten = first.keyPins
+        forgotten.ipv4["n2"] = nil
+        #expect(plan("FirstUse", changed, pins: forgotten).ipv4.peers["n2"]?.publicKey == Make.key(3))
+        // Who can write the key can write the annotation beside it, and the exemption too.
+        let words = [NodeAnnotation.pinnedKey(.ipv4): Make.key(3).description, NodeAnnotation.strictModeExempt: "true"]
+        let liar = [own, Make.node("n2", "10.0.0.2", key: Make.key(3), annotations: words)]
+        let said = plan("FirstUse", liar, pins: first.keyPins)
+        #expect(said.ipv4.peers.isEmpty && said.ipv4.exempt.isEmpty)
+        // A word that is gone takes nothing back.
+        let unsaid = NodePlan(ClusterState(changed), node: "n1", keyPins: first.keyPins)
+        #expect(unsaid.ipv4.peers.isEmpty)
+        let torn = [NodeAnnotation.pinnedKey(.ipv4): "short"]
+        #expect(
+            plan("FirstUse", [own, Make.node("n2", "10.0.0.2", key: Make.key(2), annotations: torn)]).ipv4.peers.isEmpty
+        )
+        #expect(plan("FirstUse", changed, strict: false).problems.contains { $0.message.contains("go in clear") })
+    }
+
+    @Test("they are kept in a file; one that cannot be read is not overwritten, and lets no key be the first")
+    func file() throws {
+        let folder = NSTemporaryDirectory() + "wgplane-pins-\(UUID().uuidString)"
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let options = AgentOptions(node: "n1", stateDirectory: folder)
+        var keeper = KeyPinKeeper(options)
+        #expect(keeper.current() == KeyPins())
+        var pins = KeyPins()
+        pins.ipv6["n2"] = Make.key(4)
+        keeper.keep(pins)
+        var next = KeyPinKeeper(options)
+        #expect(next.current() == pins && keeper.problem == nil)
+        let path = "\(folder)/pinned-keys.json"
+        try Data("{".utf8).write(to: URL(fileURLWithPath: path))
+        var third = KeyPinKeeper(options)
+        let unknown = third.current()
+        #expect(third.problem?.resource == path && !unknown.mayLearn)
+        third.keep(pins)
+        #expect(try readFile(path) == Array("{".utf8))
+        #expect(
+            plan("FirstUse", [own, Make.node("n2", "10.0.0.2", key: Make.key(2))], pins: unknown).ipv4.peers.isEmpty)
+    }
+}
