@@ -181,7 +181,7 @@ public struct Chaos {
     /// Returns whether to go on.
     private mutating func one(_ fault: Fault, _ traffic: ChaosTraffic, _ capture: UnderlayCapture) async throws -> Bool
     {
-        let calm = try await holdings()
+        let calm = try await rest()
         try await Task.sleep(for: .milliseconds(Int.random(in: 0...700, using: &random)))
         // What has come since the last fault was mended may not be.
         judge(traffic, mayInterrupt: false)
@@ -203,6 +203,18 @@ public struct Chaos {
         if !isMended { fail("not mended after \(mended) ms") }
         judge(traffic, mayInterrupt: fault.mayInterrupt)
         return isMended
+    }
+
+    /// What is there once nothing changes any more.
+    private func rest() async throws -> [String: String] {
+        var last = try await holdings()
+        for _ in 0..<20 {
+            try await Task.sleep(for: .milliseconds(250 * Lab.patience))
+            let now = try await holdings()
+            if now == last { return now }
+            last = now
+        }
+        return last
     }
 
     /// Counts what has broken since it was called last.

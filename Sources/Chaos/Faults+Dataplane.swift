@@ -188,6 +188,11 @@ extension Fault {
             let (field, values) = choices[Int.random(in: 0..<choices.count, using: &random)]
             let value = values[Int.random(in: 0..<values.count, using: &random)]
             try await site.patch(.felixConfiguration, "default", .object([field: value]))
+            try await site.lab.wait("\(field) is \(value.text)", within: Chaos.mendTime) {
+                site.lab.nodeNames().allSatisfy { node in
+                    site.lab.status(node)?.settings.first { $0.name == field }?.value == value.text
+                }
+            }
             return "\(field) \(value.text)"
         },
         Fault("uplink-down", "a node's uplink has no carrier for a moment", mayInterrupt: true) { site, random in
