@@ -94,7 +94,7 @@ extension ProgramLaunch {
             input_size: UInt32(texts.2.count), own_session: ownSession ? 1 : 0,
             capture: capturing ? 1 : 0)
         let head = unsafe withUnsafeBytes(of: request) { unsafe Array($0) }
-        try Self.send(socket, head + texts.0 + texts.1 + texts.2)
+        try sendAll(head + texts.0 + texts.1 + texts.2, on: socket)
         let answer = try Self.receive(socket, MemoryLayout<wgp_launched>.size)
         let launched = unsafe answer.withUnsafeBytes { unsafe $0.loadUnaligned(as: wgp_launched.self) }
         let output = try Self.receive(socket, Int(launched.output_size))
@@ -103,19 +103,6 @@ extension ProgramLaunch {
     }
 
     private static func bytes(_ texts: [String]) -> [UInt8] { texts.flatMap { Array($0.utf8) + [0] } }
-
-    private static func send(_ socket: Int32, _ bytes: [UInt8]) throws(Errno) {
-        var offset = 0
-        while offset < bytes.count {
-            let start = offset
-            offset += try retryingInterrupts {
-                unsafe bytes.withUnsafeBytes {
-                    unsafe Glibc.send(
-                        socket, $0.baseAddress?.advanced(by: start), $0.count - start, Int32(MSG_NOSIGNAL))
-                }
-            }
-        }
-    }
 
     private static func receive(_ socket: Int32, _ count: Int) throws(Errno) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: count)

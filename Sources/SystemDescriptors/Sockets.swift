@@ -309,17 +309,7 @@ public struct StreamSocket: ~Copyable, Sendable {
 
     /// Throws `EPIPE` where the other side has closed.
     public borrowing func writeAll(_ bytes: [UInt8]) throws(Errno) {
-        let number = descriptor.rawValue
-        var done = 0
-        while done < bytes.count {
-            let start = done
-            done += try retryingInterrupts {
-                unsafe bytes.withUnsafeBytes {
-                    unsafe Glibc.send(
-                        number, $0.baseAddress?.advanced(by: start), $0.count - start, Int32(MSG_NOSIGNAL))
-                }
-            }
-        }
+        try sendAll(bytes, on: descriptor.rawValue)
     }
 
     /// Reads until what came ends with these bytes, or the other side closes. Refuses more than `limit` bytes with
@@ -370,5 +360,18 @@ public struct StreamSocket: ~Copyable, Sendable {
             }
         }
         return true
+    }
+}
+
+/// Sends bytes on a stream socket until all are sent; `EPIPE`, and no signal, where the other side has closed.
+func sendAll(_ bytes: [UInt8], on number: Int32) throws(Errno) {
+    var done = 0
+    while done < bytes.count {
+        let start = done
+        done += try retryingInterrupts {
+            unsafe bytes.withUnsafeBytes {
+                unsafe Glibc.send(number, $0.baseAddress?.advanced(by: start), $0.count - start, Int32(MSG_NOSIGNAL))
+            }
+        }
     }
 }

@@ -21,9 +21,7 @@
         public var name: String
         public var run: @Sendable ([UInt8]) -> Void
 
-        /// What must not be, with what was read.
-        public struct Broken: Error {}
-
+        /// Ends the process where what was read is not what it should be.
         static func require(_ condition: Bool, _ what: @autoclosure () -> String) {
             if !condition { fatalError(what()) }
         }
