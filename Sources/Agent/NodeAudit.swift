@@ -91,7 +91,7 @@ actor AuditKeeper {
     private let options: AgentOptions
     private let logger: Logger
     private let queue = KernelQueue(label: "audit")
-    private var samples: [TunnelAudit.Sample] = []
+    private var history = TunnelAudit.History(seconds: 65)
     private var watch = StallWatch()
     private var pace = Pace(.seconds(9), factor: 1000)
     private let holder = Mutex(Result())
@@ -100,9 +100,6 @@ actor AuditKeeper {
         var findings: [TunnelAudit.Finding] = []
         var stalls: [StallWatch.Stall] = []
     }
-
-    /// Seconds that the audit looks back.
-    static let window = 60.0
 
     nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
     nonisolated var result: Result { holder.withLock { $0 } }
@@ -119,7 +116,7 @@ actor AuditKeeper {
         defer { pace.end(mark) }
         let view = NodeView(options, told: report)
         guard let (sample, states) = try? NodeAudit(view).look() else {
-            samples = []
+            history.forget()
             holder.withLock { $0.findings = [] }
             // Other modes have peers too.
             let devices = AddressFamily.allCases.compactMap { family in
@@ -128,11 +125,7 @@ actor AuditKeeper {
             findStalls(view, report, Dictionary(uniqueKeysWithValues: devices))
             return
         }
-        samples.append(sample)
-        samples.removeAll { Double(sample.time - $0.time) / 1e9 > Self.window + 5 }
-        let findings = samples.count > 1 ? TunnelAudit.findings(from: samples[0], to: sample) : []
-        // Counters that peers have taken along begin anew.
-        if findings.contains(where: { $0.verdict == .unknown }) { samples = [sample] }
+        let findings = history.add(sample)
         let old = holder.withLock { state in
             defer { state.findings = findings }
             return state.findings
@@ -179,7 +172,7 @@ extension AuditKeeper.Result {
     func families(_ report: StatusReport?) -> [MetricFamily] {
         var difference = MetricFamily(
             "wgplane_audit_difference_ratio", .gauge,
-            "WireGuard's bytes less the programs' over the last minute, of the programs'; 0 within what cannot be told."
+            "WireGuard's bytes less the programs' over about the last minute, of the programs'; 0 within what cannot be told."
         )
         var alarm = MetricFamily(
             "wgplane_audit_alarm", .gauge, "1: they differ by more than handshakes and keep-alives make.")

@@ -136,6 +136,30 @@ public struct TunnelAudit: Sendable {
     /// into segments.
     static let staged = (packets: 128.0, bytes: 65_568.0)
 
+    /// Looks at a node over its time: each is held against the oldest that is no older than a window or, where looks are
+    /// farther apart than that, against the one before it.
+    public struct History: Sendable {
+        /// CLOCK_MONOTONIC, nanoseconds.
+        private let window: UInt64
+        private var samples: [Sample] = []
+
+        /// - Parameter seconds: of the window.
+        public init(seconds: UInt64) { window = seconds * 1_000_000_000 }
+
+        public mutating func forget() { samples = [] }
+
+        /// What is found since; empty at the first look, and where nothing can be told until the next one.
+        public mutating func add(_ sample: Sample) -> [Finding] {
+            samples.append(sample)
+            while samples.count > 2, sample.time - min(samples[0].time, sample.time) > window { samples.removeFirst() }
+            guard samples.count > 1 else { return [] }
+            let findings = TunnelAudit.findings(from: samples[0], to: sample)
+            // Counters that peers have taken along begin anew.
+            if findings.contains(where: { $0.verdict == .unknown }) { samples = [sample] }
+            return findings
+        }
+    }
+
     public static func findings(from first: Sample, to second: Sample) -> [Finding] {
         let ways = Set(first.before.keys).intersection(second.before.keys).sorted()
         return ways.compactMap { finding($0, first, second) }

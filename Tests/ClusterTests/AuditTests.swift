@@ -115,7 +115,7 @@ struct AuditTests {
                     "one of a hundred, less what passed during the looks: \(finding)")
             }
             for finding in found.findings where finding.direction == "in" { #expect(finding.verdict == "closed") }
-            try await lab.wait("status tells of it", within: .seconds(40)) {
+            try await lab.wait("status tells of it", within: .seconds(60)) {
                 lab.status("node1")?.problems.contains { $0.resource == "Audit" } ?? false
             }
             let metrics = try await Cluster.execute(

@@ -61,6 +61,28 @@ struct AuditTests {
         #expect(verdicts(start, busy) == [.closed, .closed])
     }
 
+    @Test("looks are compared over a window, and where they are farther apart than it, each with the one before")
+    func history() throws {
+        let loss: UInt64 = 99
+        // Seconds from a look to the next: often; on a busy node once a minute, and a little more.
+        for period: UInt64 in [10, 60, 78] {
+            var history = TunnelAudit.History(seconds: 65)
+            for number: UInt64 in 0..<10 {
+                let bytes = number * 10_000_000
+                let found = history.add(
+                    try sample(number * period, messages: bytes, sent: bytes / 100 * loss, received: bytes))
+                #expect(found.count == (number == 0 ? 0 : 2), "\(period) \(number)")
+                let looks = min(number, max(65 / period, 1))
+                for finding in found {
+                    #expect(finding.expectedLow == looks * 10_000_000, "\(period) \(number)")
+                    #expect(finding.verdict == (finding.direction == .out ? .missing : .closed), "\(period) \(number)")
+                }
+            }
+            history.forget()
+            #expect(history.add(try sample(10_000, messages: 1, sent: 1)).isEmpty)
+        }
+    }
+
     @Test("peers that went took their counters along, a device that is new has none: nobody knows")
     func peersGone() throws {
         let start = try sample(0, messages: 1000, sent: 500, peers: 2)
