@@ -8,7 +8,7 @@ set -euo pipefail
 packages=(
 	libbpf-dev libelf-dev zlib1g-dev libsodium-dev pkg-config   # to build
 	wireguard-go wireguard-tools iproute2                       # to run
-	tcpdump netcat-openbsd iputils-ping jq nftables iptables bpftool procps bsdextrautils util-linux       # to show and to look
+	tcpdump netcat-openbsd iputils-ping jq nftables iptables bpftool procps bsdextrautils util-linux strace       # to show and to look
 	nfdump tshark openssl curl prometheus chromium ca-certificates # to read what is exported and shown
 	clang-format                                                # to check
 	xz-utils debian-archive-keyring                             # for virtual machines

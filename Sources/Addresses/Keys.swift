@@ -24,7 +24,9 @@ public struct PublicKey: Sendable, Hashable, Comparable, LosslessStringConvertib
     /// order, with which every secret would be known (RFC 7748, section 6.1).
     public init?(bytes: some Sequence<UInt8>) {
         let array = Array(bytes)
-        guard array.count == 32, !Self.smallOrder.contains(array) else { return nil }
+        guard array.count == 32 else { return nil }
+        // The highest bit is none of the point's (RFC 7748, section 5).
+        guard !Self.smallOrder.contains(array.dropLast() + [array[31] & 0x7f]) else { return nil }
         func word(_ index: Int) -> UInt64 { array[8 * index..<8 * index + 8].reduce(0) { $0 << 8 | UInt64($1) } }
         (first, second, third, fourth) = (word(0), word(1), word(2), word(3))
     }

@@ -108,7 +108,16 @@ public struct AgentService: Service {
             group.addTask {
                 // Calls again when the controller asks for it.
                 let alarm = Alarm(label: "next-pass") { signal.yield() }
-                for await _ in wake.cancelOnGracefulShutdown() { alarm.set(after: await controller.reconcile()) }
+                for await _ in wake.cancelOnGracefulShutdown() {
+                    alarm.set(after: await controller.reconcile())
+                    // Another agent has another one; this one could never start WireGuard again.
+                    if Privileges.hasLostLauncher {
+                        logger.critical(
+                            "the process that starts programs has ended; the agent ends too, to be started anew")
+                        endThisProcess()
+                        break
+                    }
+                }
             }
             await group.waitForAll()
         }

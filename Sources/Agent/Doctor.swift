@@ -126,6 +126,8 @@ public struct Doctor: Sendable {
                 check: check, verdict: isThere ? .ok : .reduced, found: isThere ? found : instead,
                 remedy: isThere ? "" : remedy)
         }
+        // Its types are in a file of its own then.
+        let isModule = fileExists("/sys/kernel/btf/nf_conntrack")
         let batches = [(features.readsHashesInBatches, "hashes"), (features.readsTriesInBatches, "tries")]
         let single = batches.filter { !$0.0 }.map(\.1).joined(separator: " and ")
         return [
@@ -136,9 +138,11 @@ public struct Doctor: Sendable {
                 "BPF clock", features.hasCoarseClock, "bpf_ktime_get_coarse_ns",
                 else: "bpf_ktime_get_ns, some nanoseconds more a packet", "kernel 5.11 has the coarse clock"),
             finding(
-                "conntrack from BPF", features.mayAskConntrack, "bpf_skb_ct_lookup",
-                else: "not there; where netfilter rewrites services, the steering path is Stack",
-                "kernel 5.19 or later, with nf_conntrack loaded before the agent starts"),
+                "conntrack from BPF", features.mayAskConntrack && !isModule, "bpf_skb_ct_lookup",
+                else: (isModule
+                    ? "in a module, whose functions take CAP_SYS_ADMIN, which an agent gives up" : "not there")
+                    + "; where netfilter rewrites services, the steering path is Stack",
+                "kernel 5.19 or later with CONFIG_NF_CONNTRACK=y"),
             finding(
                 "BPF hand-over to pods", DataplaneFeatures.countsAtFarEnds, "at the far end of a pod's device",
                 else: "by the pod's device, which costs a queue more: pods' own counters would miss the packets",

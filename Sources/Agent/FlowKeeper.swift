@@ -33,7 +33,13 @@ actor FlowKeeper {
         self.options = options
         self.statistics = statistics
         self.logger = logger
-        exporter = FlowExporter(node: options.node, logger: logger)
+        exporter = FlowExporter(
+            node: options.node,
+            reserved: [
+                options.runDirectory, options.stateDirectory, options.layout.root, "/proc", "/sys", "/dev", "/etc",
+                "/usr",
+                "/boot",
+            ], logger: logger)
     }
 
     /// Records of flows that stay, in a cycle: the others come with the next, so that many flows that began at once do not

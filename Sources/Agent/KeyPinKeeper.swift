@@ -18,6 +18,7 @@ public struct KeyPinKeeper {
 
     private let folder: String
     private var path: String { "\(folder)/pinned-keys.json" }
+    private var lockPath: String { "\(folder)/pinned-keys.lock" }
     private var seen: FolderEntry?
     private var pins = KeyPins()
     /// They could not be written yet.
@@ -56,34 +57,65 @@ public struct KeyPinKeeper {
         return pins
     }
 
-    /// Nil: there is no file. A link is none of ours.
+    /// Nil: there is no file. A link is none of ours, and what cannot be looked at is not taken for absent.
     private func entry() throws -> FolderEntry? {
+        try requireOwn(folder)
         try requireOwn(path)
-        return fileExists(path) ? folderEntry("pinned-keys.json", in: folder) : nil
+        return try presentEntry("pinned-keys.json", in: folder)
     }
 
-    /// Keeps what was learned.
+    /// Keeps what was learned, unless somebody has changed the file meanwhile: that counts then, and the same is learned
+    /// again.
     public mutating func keep(_ learned: KeyPins) {
-        guard learned != pins || isPending, problem == nil || isPending else { return }
-        pins = learned
+        guard learned != pins || isPending else { return }
+        guard problem == nil || isPending else {
+            // The file is not to be overwritten.
+            pins = learned
+            return
+        }
         do {
             try makeOwnFolders(folder)
-            var content = Content(choice: learned.choice)
-            for family in AddressFamily.allCases {
-                for (node, key) in learned[family] { content.nodes[node, default: [:]][family.description] = key }
+            try withFileLock(lockPath) {
+                guard try entry() == seen else {
+                    isPending = false
+                    return
+                }
+                pins = learned
+                try write(learned)
             }
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-            try replaceFile(path, with: Array(try encoder.encode(content)), mode: 0o600)
-            seen = folderEntry("pinned-keys.json", in: folder)
-            (isPending, problem) = (false, nil)
         } catch {
+            pins = learned
             isPending = true
             problem = Problem(
                 resource: path, message: "cannot be written: \(error)",
                 remedy:
                     "free space, or see who made the folder; until then an agent's restart forgets what it has learned")
         }
+    }
+
+    /// Changes the file as it is, while no agent does.
+    public mutating func change(_ body: (inout KeyPins) throws -> Void) throws {
+        try makeOwnFolders(folder)
+        try withFileLock(lockPath) {
+            var changed = current()
+            if let problem { throw ProblemsError(problem) }
+            try body(&changed)
+            guard changed != pins else { return }
+            pins = changed
+            try write(changed)
+        }
+    }
+
+    private mutating func write(_ learned: KeyPins) throws {
+        var content = Content(choice: learned.choice)
+        for family in AddressFamily.allCases {
+            for (node, key) in learned[family] { content.nodes[node, default: [:]][family.description] = key }
+        }
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
+        try replaceFile(path, with: Array(try encoder.encode(content)), mode: 0o600)
+        seen = try entry()
+        (isPending, problem) = (false, nil)
     }
 
     private static func read(_ path: String) throws -> KeyPins {

@@ -210,7 +210,7 @@ extension AuditKeeper.Result {
             + stalls.prefix(Self.stallLimit).map { stall in
                 let age =
                     stall.handshakeAge.map { "its last handshake is more than \(Self.coarse($0)) old" }
-                    ?? "there was no handshake"
+                    ?? "there was no handshake that counts"
                 return Problem(
                     .warning, resource: "Node/\(stall.node)", field: "\(stall.family) peer",
                     message: "is sent to and has not answered for more than \(Self.coarse(Int64(stall.seconds))), "

@@ -37,7 +37,10 @@ extension NodeController {
         // Before a device changes its port or mark, the data plane takes the old and the new; before one goes,
         // it is not used any more, however long it takes to look at it.
         let changes = beginChanges(plan, now)
-        if changes || goes { _ = await steer(try steeringPlan(plan, facts, uplinks)) }
+        // Not before all have been seen: what an earlier agent had on would go meanwhile.
+        let areSeen = families.values.allSatisfy { $0.device != nil }
+        if changes || goes && areSeen { _ = await steer(try steeringPlan(plan, facts, uplinks)) }
+        if let backend { renewBurntKeys(plan, backend, &problems) }
         for family in families.keys.sorted() {
             guard let backend else { break }
             settle(family, &problems) {

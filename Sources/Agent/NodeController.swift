@@ -133,6 +133,8 @@ public actor NodeController {
         var formerPort: (port: UInt16, until: ContinuousClock.Instant)?
         /// An earlier agent had it: what is pinned holds until the device is seen.
         var wasPinned = false
+        /// When it got another key for a clock that went back.
+        var keyRenewed: ContinuousClock.Instant?
 
         init(settings: DeviceSettings, deviceName: String? = nil) {
             self.settings = settings

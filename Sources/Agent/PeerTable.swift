@@ -80,6 +80,12 @@ struct PeerTable: Sendable {
         attempts = [:]
     }
 
+    /// The device has another key: nobody has shaken hands with that.
+    mutating func keyWasRenewed(now: ContinuousClock.Instant) {
+        for key in ready { waitingSince[key] = now }
+        (ready, replaced, attempts) = ([], [], [:])
+    }
+
     /// Notes handshakes and decides who carries; call it with the device as it is, before `changes`.
     /// `mayRetire`: the plan is complete, so that a node that is not in it is gone.
     mutating func observe(

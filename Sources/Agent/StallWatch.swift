@@ -2,6 +2,7 @@
 
 internal import Flows
 internal import Model
+internal import WireGuard
 
 /// Finds peers that do not answer: bytes out rising, bytes in flat, and no handshake that counts.
 struct StallWatch: Sendable {
@@ -58,10 +59,13 @@ struct StallWatch: Sendable {
             }
             next[name] = silence
             let seconds = Double(now - min(now, silence.since)) / 1e9
-            if silence.isSentTo, seconds >= Self.patience, peer.handshakeAge ?? .max > TunnelAudit.handshakeLife {
+            // A handshake of the future is none: the clock went back.
+            let age = peer.handshakeAge.map { $0 < -DeviceState.harmlessLead ? .max : $0 } ?? .max
+            if silence.isSentTo, seconds >= Self.patience, age > TunnelAudit.handshakeLife {
                 stalls.append(
                     Stall(
-                        family: peer.family, node: peer.node, seconds: Int(seconds), handshakeAge: peer.handshakeAge))
+                        family: peer.family, node: peer.node, seconds: Int(seconds),
+                        handshakeAge: age == .max ? nil : age))
             }
         }
         silences = next

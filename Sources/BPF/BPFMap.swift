@@ -287,6 +287,13 @@ extension SharedDescriptor {
 /// CPUs that the kernel may ever have: as many values has an entry of a per-CPU map.
 public let possibleCPUs = max(1, Int(libbpf_num_possible_cpus()))
 
+/// Pins what is pinned at another place too; what is there already stays.
+public func sharePin(_ path: String, at other: String) throws(BPFError) {
+    let descriptor = try openPinned(path)
+    let result = unsafe bpf_obj_pin(descriptor.rawValue, other)
+    if result != -EEXIST { try check(result, "pin", other) }
+}
+
 /// Opens a pinned object (`BPF_OBJ_GET`); refuses one that is a link to another place, or another user's.
 public func openPinned(_ path: String) throws(BPFError) -> OwnedDescriptor {
     do { try requireOwn(path) } catch { throw .foreign(error) }

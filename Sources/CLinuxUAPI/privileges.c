@@ -2,6 +2,7 @@
 /* Giving up what is not needed: capabilities, system calls, dumps. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -47,7 +48,13 @@ int wgp_forbid_new_privileges(void)
 int wgp_forbid_dumps(void)
 {
 	struct rlimit none = {0, 0};
+	int filter = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
 
+	/* Programs that it starts can be dumped again, and what a dump is piped to heeds no limit: then it is empty. */
+	if (filter >= 0) {
+		(void)!write(filter, "0", 1);
+		close(filter);
+	}
 	if (setrlimit(RLIMIT_CORE, &none))
 		return errno;
 	return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? errno : 0;
@@ -73,6 +80,12 @@ static const int forbidden[] = {
 #ifdef SYS_process_madvise
 	SYS_process_madvise,
 #endif
+#ifdef SYS_process_mrelease
+	SYS_process_mrelease,
+#endif
+#ifdef SYS_pidfd_send_signal
+	SYS_pidfd_send_signal,
+#endif
 	SYS_mount,
 	SYS_umount2,
 	SYS_pivot_root,
@@ -90,10 +103,17 @@ static const int forbidden[] = {
 #ifdef SYS_mount_setattr
 	SYS_mount_setattr,
 #endif
+#ifdef SYS_open_tree_attr
+	SYS_open_tree_attr,
+#endif
 	SYS_open_by_handle_at,
 	SYS_name_to_handle_at,
 	SYS_fanotify_init,
+	SYS_fanotify_mark,
 	SYS_quotactl,
+#ifdef SYS_quotactl_fd
+	SYS_quotactl_fd,
+#endif
 	SYS_acct,
 	SYS_swapon,
 	SYS_swapoff,
@@ -128,6 +148,12 @@ static const int forbidden[] = {
 	SYS_move_pages,
 	SYS_mbind,
 	SYS_set_mempolicy,
+#ifdef SYS_set_mempolicy_home_node
+	SYS_set_mempolicy_home_node,
+#endif
+#ifdef SYS_lsm_set_self_attr
+	SYS_lsm_set_self_attr,
+#endif
 	SYS_lookup_dcookie,
 #ifdef SYS_io_uring_setup
 	SYS_io_uring_setup,
@@ -159,6 +185,29 @@ static const int programs[] = {
 #endif
 };
 
+/* Calls that give a file its mode, and which argument that is: never one that lends its owner's rights. */
+static const struct {
+	int number, argument;
+} modes[] = {
+	{SYS_fchmod, 1}, {SYS_fchmodat, 2}, {SYS_openat, 3},
+#ifdef SYS_chmod
+	{SYS_chmod, 1},	 {SYS_creat, 1},    {SYS_open, 2},
+#endif
+};
+
+/* What the C library does without, and where a filter cannot look. */
+static const int unknown[] = {
+#ifdef SYS_clone3
+	SYS_clone3,
+#endif
+#ifdef SYS_openat2
+	SYS_openat2,
+#endif
+#ifdef SYS_fchmodat2
+	SYS_fchmodat2,
+#endif
+};
+
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
 #define RETURN(value) BPF_STMT(BPF_RET | BPF_K, (value))
 #define SKIP_UNLESS_EQUAL(value, count) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (value), 0, (count))
@@ -178,7 +227,8 @@ int wgp_forbid_system_calls(int with_programs)
 #else
 	return ENOSYS;
 #endif
-	struct sock_filter filter[32 + 2 * (COUNT(forbidden) + COUNT(programs))];
+	struct sock_filter filter[32 + 2 * (COUNT(forbidden) + COUNT(programs) + COUNT(unknown)) +
+				  5 * COUNT(modes)];
 	struct sock_fprog program = {0, filter};
 	/* In threads that there are already, too. No code of others runs here that could speculate. */
 	const unsigned flags = SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
@@ -203,11 +253,17 @@ int wgp_forbid_system_calls(int with_programs)
 		filter[n++] = (struct sock_filter)SKIP_UNLESS_EQUAL((uint32_t)programs[i], 1);
 		filter[n++] = (struct sock_filter)RETURN(DENIED);
 	}
-#ifdef SYS_clone3
-	/* Its flags are in memory, where a filter cannot look; the C library takes clone instead. */
-	filter[n++] = (struct sock_filter)SKIP_UNLESS_EQUAL(SYS_clone3, 1);
-	filter[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ERRNO | ENOSYS);
-#endif
+	for (i = 0; i < COUNT(unknown); i++) {
+		filter[n++] = (struct sock_filter)SKIP_UNLESS_EQUAL((uint32_t)unknown[i], 1);
+		filter[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ERRNO | ENOSYS);
+	}
+	for (i = 0; i < COUNT(modes); i++) {
+		filter[n++] = (struct sock_filter)SKIP_UNLESS_EQUAL((uint32_t)modes[i].number, 4);
+		filter[n++] = (struct sock_filter)LOAD(args[modes[i].argument]);
+		filter[n++] = (struct sock_filter)SKIP_UNLESS_SET(06000, 1);
+		filter[n++] = (struct sock_filter)RETURN(DENIED);
+		filter[n++] = (struct sock_filter)RETURN(SECCOMP_RET_ALLOW);
+	}
 	/* clone: threads alone where no program may be started; never a namespace. */
 	filter[n++] = (struct sock_filter)SKIP_UNLESS_EQUAL(SYS_clone, with_programs ? 5 : 3);
 	filter[n++] = (struct sock_filter)LOAD(args[0]);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Agent
+internal import DataplaneMaps
 internal import Datastore
 internal import Foundation
 internal import Lab
@@ -38,6 +39,46 @@ extension Fault {
             try await site.lab.stopAgent(node, signal: 15)
             try await site.lab.startAgent(node)
             return node
+        },
+        Fault("layout-changed", "an agent of another version starts, which has its maps elsewhere") { site, random in
+            guard let node = site.node("ebpf", &random) else { return nil }
+            try await site.lab.stopAgent(node, signal: 15)
+            let layout = site.layout(node)
+            let other = "\(layout.root)/v\(PinLayout.version + Int.random(in: 1...9, using: &random))"
+            try renameFile(layout.folder, other)
+            try await site.lab.startAgent(node)
+            try await site.lab.wait("nothing is left of the other version", within: Chaos.mendTime) {
+                !fileExists(other)
+            }
+            return node
+        },
+        Fault("calls-fail", "an agent starts, and for seconds each so many of its calls to the kernel fails (strace)") {
+            site, random in
+            guard findProgram("strace") != nil else { return nil }
+            let node = site.anyNode(&random)
+            let choices = [
+                ("bpf", "ENOMEM"), ("bpf", "EBUSY"), ("sendto", "ENOBUFS"), ("sendto", "EBUSY"),
+                ("recvfrom", "ENOBUFS"),
+                ("openat", "EMFILE"), ("write", "ENOSPC"), ("?rename,?renameat", "EIO"), ("socket", "EMFILE"),
+            ]
+            let (call, error) = choices[Int.random(in: 0..<choices.count, using: &random)]
+            let step = Int.random(in: 2...9, using: &random)
+            try await site.lab.stopAgent(node, signal: 9)
+            try await site.lab.startAgent(node)
+            try await site.lab.wait("the agent has begun") { await site.lab.agent(node) != nil }
+            guard let process = await site.lab.agent(node) else { return nil }
+            let words = [
+                "strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=\(call)", "-e",
+                "inject=\(call):error=\(error):when=1+\(step)", "-p", "\(process.identifier)",
+            ]
+            let tracer = try ProgramLaunch(words, environment: currentEnvironment(), ownSession: false).start()
+            let time: Int
+            do {
+                defer { ProcessReference(identifier: tracer)?.signal(SIGTERM) }
+                time = try await site.pause(1000...4000, &random)
+            }
+            try await site.lab.wait("nobody traces the agent") { reapChild(tracer) }
+            return "\(node), each \(step)th \(call) with \(error), \(time) ms"
         },
         Fault("agent-frozen", "an agent gets no processor for seconds") { site, random in
             let node = site.anyNode(&random)

@@ -53,11 +53,17 @@ public struct DataplanePrograms: Sendable {
     private static func makeMaps(_ layout: PinLayout) {
         let workers = [true, false].map { ofIPv6 in
             BackgroundThread {
-                guard let data = Data(base64Encoded: "\(BPFImage.maps.base64)"),
-                    var object = try? BPFObject(Array(data), name: "maps", pinFolder: layout.folder)
-                else { return }
-                try? object.leaveOut { $0.hasSuffix("6") != ofIPv6 }
-                _ = try? object.load()
+                let isOurs = { (name: String) in name.hasSuffix("6") == ofIPv6 }
+                func make() throws(BPFError) {
+                    var object = try BPFObject(decoded(.maps), name: "maps", pinFolder: layout.folder)
+                    try object.leaveOut { !isOurs($0) }
+                    _ = try object.load()
+                }
+                func isMade() -> Bool { (try? make()) != nil }
+                // The second time without another version's, which may be of other sizes.
+                if isMade() || isMade() { return }
+                try? layout.removeMaps(PinLayout.sharedMaps.filter(isOurs))
+                _ = isMade()
             }
         }
         for worker in workers { worker.join() }

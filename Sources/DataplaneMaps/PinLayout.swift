@@ -85,6 +85,37 @@ public struct PinLayout: Sendable, Hashable {
         }.map { "\(root)/\($0.name)" }
     }
 
+    /// Maps that go over to another version as they are: what nobody else knows, and connections live on. Where their
+    /// structs change, so do their names.
+    static let sharedMaps = ["masquerade4", "masquerade6"]
+
+    /// Takes over the maps that all versions share from an agent of another one. Before this version's maps are made.
+    public func shareMaps() {
+        guard !fileExists(map("peers")) else { return }
+        for name in Self.sharedMaps {
+            for folder in otherVersions where fileExists("\(folder)/\(name)") {
+                // What cannot be taken over is made anew.
+                try? sharePin("\(folder)/\(name)", at: map(name))
+            }
+        }
+    }
+
+    /// Takes over the links that an agent of another version has at work: in them this version's programs replace the
+    /// others, so that there is no moment with none, or with both. Before ours are made, and once what the programs read is
+    /// as it should be. One that cannot be taken stays until `removeOtherVersions`, before ours in the chain.
+    public func takeOverLinks() {
+        for link in otherVersions.flatMap({ Self.links(in: "\($0)/links") }) {
+            // Of a device that is gone it is of no use.
+            guard (try? Attachment.link(pin: link.pin))??.interface == link.interface else { continue }
+            try? sharePin(link.pin, at: self.link(hook: link.hook, interface: link.interface))
+        }
+    }
+
+    /// Several, where an agent was killed between two: the newest first.
+    private var otherVersions: [String] {
+        presentVersions.reversed().filter { $0 != Self.version }.map { "\(root)/v\($0)" }
+    }
+
     /// Removes what other versions have pinned, once this one's programs are in place.
     public func removeOtherVersions() throws {
         for version in versions where version != folder { try Self.removeVersion(version) }

@@ -34,6 +34,17 @@ public struct AddressRules: Sendable, Hashable {
         return nil
     }
 
+    /// The same of an address that a node says is its own, and its tunnel's.
+    public func refusal(ofHost address: IPAddress) -> (message: String, remedy: String)? {
+        if address.isLoopback || address.isMulticast || address.isUnspecified || address.isLinkLocal {
+            return ("is no address that a node can have, and is ignored", "let the node's agent write its own")
+        }
+        if pools.contains(where: { $0.contains(address) }) {
+            return ("is an IP pool's, and is ignored as a node's own", "use a pool outside the nodes' network")
+        }
+        return nil
+    }
+
     private func firstNodeAddress(in cidr: CIDR) -> IPAddress? {
         if cidr.isHost { return nodeAddressSet.contains(cidr.address) ? cidr.address : nil }
         var (low, high) = (0, nodeAddresses.count)

@@ -51,6 +51,18 @@ public struct KeyPins: Sendable, Hashable {
         }
     }
 
+    /// Whose each pinned key is: of two nodes that claim one, that node had it first.
+    func owners(_ cluster: ClusterState) -> [PublicKey: String] {
+        guard let choice, choice != .disabled else { return [:] }
+        var owners: [PublicKey: String] = [:]
+        for family in AddressFamily.allCases {
+            let pins =
+                choice == .firstUse ? self[family] : cluster.nodes.compactMapValues { $0.pinnedKeys[family] }
+            for (name, key) in pins.sorted(by: { $0.key < $1.key }) where owners[key] == nil { owners[key] = name }
+        }
+        return owners
+    }
+
     /// Nodes whose keys are pinned: those who are not believed have a key that is wrong, not none.
     func names(_ family: AddressFamily, _ cluster: ClusterState) -> Set<String> {
         guard let choice, choice != .disabled else { return [] }

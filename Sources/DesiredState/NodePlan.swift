@@ -170,6 +170,7 @@ public struct NodePlan: Sendable {
         commonPorts = [.ipv4: common.ipv4.listeningPort, .ipv6: common.ipv6.listeningPort]
         var history = keyOwners
         for key in ownKeys.values { history[key] = node }
+        for (key, name) in self.keyPins.owners(cluster) where history[key] == nil { history[key] = name }
         for family in AddressFamily.allCases {
             self[family] = plan(family, cluster, ownership, history, &problems)
             guard isByWorkloads else { continue }
@@ -196,6 +197,7 @@ public struct NodePlan: Sendable {
         }
         let valid = keyPins.believed(
             validKeys(family, cluster, history, &problems), family, cluster, own: node, &problems)
+        let hosts = hostAddresses(Set(valid.keys), family, cluster, &problems)
         for (name, key) in valid {
             keyOwners[key] = name
             guard name != node, let other = cluster.nodes[name] else { continue }
@@ -209,8 +211,7 @@ public struct NodePlan: Sendable {
                 continue
             }
             var allowed = prefixes[name] ?? []
-            // Where the device has the node's own address, that is what it sends from.
-            if other.interfaceAddresses[family] == address {
+            if hosts.contains(name) {
                 allowed.insert(CIDR(host: address))
                 // Both nodes encrypt what they send themselves: the other knows it by now.
                 if encryptsHosts { plan.routes[CIDR(host: address)] = .node(name) }
@@ -223,6 +224,40 @@ public struct NodePlan: Sendable {
             .subtracting(plan.peers.keys).subtracting(keyPins.names(family, cluster))
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan
+    }
+
+    /// Nodes whose device has their own address, which is what they send from then. An address has one node, the first by
+    /// name; ours, and those of pods, have none.
+    private func hostAddresses(
+        _ names: Set<String>, _ family: AddressFamily, _ cluster: ClusterState, _ problems: inout [Problem]
+    ) -> Set<String> {
+        let claims = names.sorted().compactMap { name -> (node: String, address: IPAddress)? in
+            guard name != node, let other = cluster.nodes[name], let address = other.addresses[family],
+                other.interfaceAddresses[family] == address
+            else { return nil }
+            return (name, address)
+        }
+        guard !claims.isEmpty else { return [] }
+        let rules = AddressRules(cluster)
+        var owners: [IPAddress: String] = [:]
+        if let own = cluster.nodes[node]?.addresses[family] { owners[own] = node }
+        var result: Set<String> = []
+        for claim in claims {
+            let words =
+                owners[claim.address].map { Ownership.taken(from: claim.node, by: $0) }
+                ?? rules.refusal(ofHost: claim.address)
+            if let words {
+                problems.append(
+                    Problem(
+                        resource: "Node/\(claim.node)",
+                        field: "metadata.annotations[\(NodeAnnotation.interfaceAddress(family))]",
+                        value: claim.address.description, message: words.message, remedy: words.remedy))
+                continue
+            }
+            owners[claim.address] = claim.node
+            result.insert(claim.node)
+        }
+        return result
     }
 
     /// As the operator says; else the node's own address, and the port that its agent tells of. Nil: it

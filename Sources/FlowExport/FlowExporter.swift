@@ -68,11 +68,15 @@ public actor FlowExporter {
     /// Messages in a row, and the pause behind them that lets a collector's socket breathe.
     static let burst = (messages: 32, pause: Duration.milliseconds(4))
 
-    public init(node: String, logger: Logger) {
+    private let reserved: [String]
+
+    /// - Parameter reserved: folders in which no file of records may be, whatever the settings say.
+    public init(node: String, reserved: [String] = [], logger: Logger) {
         self.node = node
+        self.reserved = reserved
         self.logger = logger
         domain = Self.domain(node)
-        file = LineFile(holder, logger: logger)
+        file = LineFile(holder, reserved: reserved, logger: logger)
         ipfix = IPFIX(domain: domain, enterprise: nil, maximumLength: 1232)
     }
 
@@ -94,7 +98,7 @@ public actor FlowExporter {
             // One that hangs holds up no other.
             file.retire()
             formerFiles = (formerFiles + [file]).filter { !$0.isDone }
-            file = LineFile(holder, logger: logger)
+            file = LineFile(holder, reserved: reserved, logger: logger)
             holder.change { $0.fileReason = "" }
         }
         guard !new.hasSameConnection(as: old) else { return }

@@ -46,8 +46,12 @@ actor LineFile {
 
     nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
-    init(_ holder: ExportStateHolder, logger: Logger) {
+    /// Folders that are somebody else's to write in.
+    private let reserved: [String]
+
+    init(_ holder: ExportStateHolder, reserved: [String] = [], logger: Logger) {
         self.holder = holder
+        self.reserved = reserved
         self.logger = logger
     }
 
@@ -144,7 +148,12 @@ actor LineFile {
             return
         }
         // Somebody else may have rotated or removed it, so it is opened each time. A pipe without a reader is refused.
-        let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY
+        // The path is the datastore's word: it leads to no file of others, by a link or otherwise.
+        let folder = URL(filePath: path).deletingLastPathComponent().resolvingSymlinksInPath().path
+        if let owner = reserved.first(where: { folder == $0 || folder.hasPrefix("\($0)/") }) {
+            throw Reserved(folder: owner)
+        }
+        let flags = O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW
         var file = try openFile(path, flags: flags, mode: 0o640)
         guard var size = try regularSize(file) else { throw NotRegular() }
         if size > 0, size + lines.count > batch.limit {
@@ -158,6 +167,11 @@ actor LineFile {
             try? truncate(file, to: size)
             throw error
         }
+    }
+
+    private struct Reserved: Error, CustomStringConvertible {
+        var folder: String
+        var description: String { "\(folder) is no place for logs; take a folder of their own, as /var/log/wgplane" }
     }
 
     private struct NotRegular: Error, CustomStringConvertible {

@@ -18,21 +18,21 @@ public struct EBPFSteering: SteeringBackend {
     let layout: PinLayout
     private var programs: DataplanePrograms
     private var slots = SlotAssignment()
-    private var routes = Reconciler<CIDR, PlacedRoute>()
-    private var addresses = AddressRoutes()
-    private var locals = Reconciler<IPAddress, LocalAddress>()
-    private var endpoints = Reconciler<IPAddress, EndpointValue>()
+    var routes = Reconciler<CIDR, PlacedRoute>()
+    var addresses = AddressRoutes()
+    var locals = Reconciler<IPAddress, LocalAddress>()
+    var endpoints = Reconciler<IPAddress, EndpointValue>()
     var hooks = Reconciler<HookPoint, UInt32>()
-    private var sources = Reconciler<AllowedSource, Bool>()
-    private var interfaces = Reconciler<UInt32, Bool>()
+    var sources = Reconciler<AllowedSource, Bool>()
+    var interfaces = Reconciler<UInt32, Bool>()
     private var config: DataplaneConfig?
     /// Peers whose slots and whose endpoints are as they should be; nil: that is to be seen.
-    private var preparedPeers: [PeerSlotKey: PeerSteering]?
+    var preparedPeers: [PeerSlotKey: PeerSteering]?
     private var endpointPeers: [PeerSlotKey: PeerSteering]?
     /// Routes of the plan that are as they should be; nil: that is to be seen.
     private var settledRoutes: [CIDR: SteeringTarget]?
     /// As devices are called now.
-    fileprivate var names: [UInt32: String] = [:]
+    var names: [UInt32: String] = [:]
     /// What earlier agents have left that this one does not use is gone.
     private var hasSwept = false
 
@@ -46,6 +46,7 @@ public struct EBPFSteering: SteeringBackend {
         self.mechanism = mechanism
         self.layout = layout
         try layout.create()
+        layout.shareMaps()
         programs = try DataplanePrograms(layout, mechanism: mechanism)
         maps = try NodeMaps(layout)
         try adopt()
@@ -115,13 +116,15 @@ public struct EBPFSteering: SteeringBackend {
         for (key, peer) in plan.peers {
             if let slot = slots[key] { maps.destinations.setAction(slot, peer.action) }
         }
+        // Programs of another version know what their own maps know, until ours know it all.
+        if !hasSwept, plan.preserved.isEmpty, isWritten { layout.takeOverLinks() }
         applyHooks(plan, beforePods)
         if hooks.errors.isEmpty, plan.preserved.isEmpty {
             wantedConfig.isClsact = mechanism == .clsact
             try write(wantedConfig)
             removeStrayLinks(plan)
         }
-        if hooks.errors.isEmpty, plan.preserved.isEmpty, !hasSwept {
+        if hooks.errors.isEmpty, plan.preserved.isEmpty, !hasSwept, isWritten {
             hasSwept = true
             try layout.removeOtherVersions()
             try removeStrayFilters(plan)
@@ -353,46 +356,4 @@ public struct EBPFSteering: SteeringBackend {
         }
         return result
     }
-
-    private func report() -> [Problem] {
-        func problem(_ what: String, _ key: String, _ error: String) -> Problem {
-            Problem(
-                resource: "Dataplane", field: what, value: key, message: error,
-                remedy: "it is tried again; see `wgplane doctor`")
-        }
-        func problems<Key: CustomStringConvertible>(_ errors: [Key: String], _ what: String) -> [Problem] {
-            errors.map { problem(what, "\($0.key)", $0.value) }
-        }
-        return problems(routes.errors, "routes") + problems(addresses.errors, "routes")
-            + problems(locals.errors, "locals")
-            + problems(endpoints.errors, "endpoints")
-            + sources.errors.map {
-                problem("allowed sources", "\($0.key.prefix) at device \($0.key.interface)", $0.value)
-            }
-            + interfaces.errors.map { problem("checked devices", "\($0.key)", $0.value) }
-            + hooks.errors.map {
-                Problem(
-                    resource: "Device/\($0.key.device)", field: $0.key.hook.name, message: $0.value,
-                    remedy: "it is tried again; see `wgplane doctor`")
-            }
-    }
-
-    /// When something that failed is due again; nil: nothing failed.
-    public var nextRetry: ContinuousClock.Instant? {
-        [
-            routes.nextRetry, addresses.nextRetry, locals.nextRetry, endpoints.nextRetry, hooks.nextRetry,
-            sources.nextRetry,
-            interfaces.nextRetry,
-        ].compactMap { $0 }.min()
-    }
-
-    /// Whether all programs are in place, so that nothing else need steer.
-    public var isSettled: Bool {
-        hooks.errors.isEmpty && routes.errors.isEmpty && addresses.errors.isEmpty && endpoints.errors.isEmpty
-    }
-}
-
-extension EBPFSteering {
-    /// The hooks that are in place.
-    public var attachedPoints: [HookPoint] { hooks.applied.keys.sorted().map { $0.named(by: names) } }
 }

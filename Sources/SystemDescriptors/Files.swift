@@ -89,10 +89,15 @@ public struct ForeignPath: Error, Sendable, Hashable, CustomStringConvertible {
     public var description: String { "\(path) \(reason); remove it, or see who made it" }
 }
 
-/// Throws where a path is a link, belongs to another user, or can be written by others; what is not there is no error.
+/// Throws where a path is a link, belongs to another user, can be written by others, or cannot be looked at; what is not
+/// there is no error.
 public func requireOwn(_ path: String) throws(ForeignPath) {
     var information = stat()
-    guard unsafe lstat(path, &information) == 0 else { return }
+    guard unsafe lstat(path, &information) == 0 else {
+        let error = Errno.current
+        if error == .noSuchFileOrDirectory { return }
+        throw ForeignPath(path: path, reason: "cannot be looked at (\(error))")
+    }
     if information.st_mode & S_IFMT == S_IFLNK { throw ForeignPath(path: path, reason: "is a symbolic link") }
     guard information.st_uid == geteuid() else {
         throw ForeignPath(path: path, reason: "belongs to user \(information.st_uid)")
@@ -167,10 +172,19 @@ public func listFolder(_ path: String) throws(Errno) -> [FolderEntry] {
     try listNames(path).compactMap { folderEntry($0, in: path) }.sorted { $0.name < $1.name }
 }
 
-/// One entry of a folder; nil: it is not there.
+/// One entry of a folder; nil: it is not there, or cannot be looked at.
 public func folderEntry(_ name: String, in path: String) -> FolderEntry? {
+    do { return try presentEntry(name, in: path) } catch { return nil }
+}
+
+/// One entry of a folder; nil: it is not there.
+public func presentEntry(_ name: String, in path: String) throws(Errno) -> FolderEntry? {
     var information = stat()
-    guard unsafe stat("\(path)/\(name)", &information) == 0 else { return nil }
+    guard unsafe stat("\(path)/\(name)", &information) == 0 else {
+        let error = Errno.current
+        if error == .noSuchFileOrDirectory { return nil }
+        throw error
+    }
     return FolderEntry(
         name: name, isFolder: information.st_mode & S_IFMT == S_IFDIR,
         isRegular: information.st_mode & S_IFMT == S_IFREG,

@@ -55,6 +55,10 @@ public enum Privileges {
 
     private static func bits(_ capabilities: Set<Capability>) -> UInt64 { capabilities.reduce(0) { $0 | $1.bit } }
 
+    /// Whether the process that starts programs for this one has ended: none can be started any more.
+    public static var hasLostLauncher: Bool { loss.load(ordering: .relaxed) }
+    fileprivate static let loss = Atomic<Bool>(false)
+
     /// Socket of the process that starts programs for this one.
     fileprivate static let launcher = Mutex<SharedDescriptor?>(nil)
 
@@ -72,7 +76,10 @@ extension ProgramLaunch {
     /// Has the process that is there for it start the program, waits for its end, and returns its status as `waitpid`
     /// tells it and, `capturing`, what it wrote; nil: there is no such process. One at a time.
     ///
-    /// Throws `EPERM` for a program that it may not start, `EPIPE` where it has ended.
+    /// Of the environment it sets `LOG_LEVEL` and `WG_TUN_MTU` alone, and the path is its own.
+    ///
+    /// Throws `EPERM` for a program or an option that it may not start, `ETIMEDOUT` for one that has not ended within a
+    /// minute, `EPIPE` where it has ended itself: `Privileges.hasLostLauncher` from then on.
     func runByLauncher(capturing: Bool) throws(Errno) -> (status: Int32, output: [UInt8])? {
         do {
             return try Privileges.launcher.withLock { socket -> (Int32, [UInt8])? in
@@ -80,6 +87,7 @@ extension ProgramLaunch {
                 return try ask(socket.rawValue, capturing)
             }
         } catch let error as Errno {
+            if error == .brokenPipe { Privileges.loss.store(true, ordering: .relaxed) }
             throw error
         } catch {
             throw .ioError
@@ -87,6 +95,7 @@ extension ProgramLaunch {
     }
 
     private func ask(_ socket: Int32, _ capturing: Bool) throws(Errno) -> (Int32, [UInt8]) {
+        let environment = environment.filter { $0.hasPrefix("LOG_LEVEL=") || $0.hasPrefix("WG_TUN_MTU=") }
         let texts = (Self.bytes(arguments), Self.bytes(environment), Array(input.utf8))
         let request = wgp_launch(
             arguments: UInt32(arguments.count), arguments_size: UInt32(texts.0.count),

@@ -156,6 +156,16 @@ public func monotonicNanoseconds() -> UInt64 {
     return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
 }
 
+/// Has this process end as if it had been asked to (SIGTERM).
+public func endThisProcess() { _ = kill(getpid(), SIGTERM) }
+
+/// Unix time in seconds (CLOCK_REALTIME), which may be set forward and back.
+public func wallSeconds() -> Int64 {
+    var time = timespec()
+    _ = unsafe clock_gettime(CLOCK_REALTIME, &time)
+    return Int64(time.tv_sec)
+}
+
 /// Nanoseconds that this process's threads have had a processor.
 public func processorNanoseconds() -> UInt64 {
     var time = timespec()

@@ -26,6 +26,21 @@ public struct DeviceState: Sendable, Hashable {
     }
 }
 
+extension DeviceState {
+    /// A clock that is so many seconds behind harms nobody: a session lives for 180 seconds, and is renewed after 120
+    /// (WireGuard, section 6.1). One of up to three minutes can be harmless too.
+    public static let harmlessLead: Int64 = 60
+
+    /// Seconds by which the newest handshake lies ahead of `now` (Unix time, seconds); 0: it does not.
+    ///
+    /// A peer keeps the time at which an initiator has begun its last handshake, and refuses one that has begun earlier
+    /// (TAI64N, section 5.4.2): where this is more than `harmlessLead`, the device can answer handshakes, and for as long
+    /// begin none.
+    public func handshakeLead(_ now: Int64) -> Int64 {
+        max(0, (peers.values.compactMap(\.lastHandshake).max() ?? now) - now)
+    }
+}
+
 /// A peer as the device has it.
 public struct PeerState: Sendable, Hashable {
     public var endpoint: Endpoint?

@@ -43,7 +43,8 @@ public final class UserspaceBackend: WireGuardBackend {
         }
         try? removeFile(socketPath(device))
         try makeFolders(folder, mode: 0o700)
-        let environment = currentEnvironment().filter { !$0.hasPrefix("WG_") && !$0.hasPrefix("LOG_LEVEL=") }
+        // Nothing else of ours: passwords may be in it, and this process lives longer, and may be dumped.
+        let environment = currentEnvironment().filter { $0.hasPrefix("PATH=") }
         let launch = ProgramLaunch(
             [program, device], environment: environment + ["LOG_LEVEL=error", "WG_TUN_MTU=\(mtu)"])
         let status: Int32

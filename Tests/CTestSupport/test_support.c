@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux_uapi.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,13 +18,17 @@
 
 #define TRY(call)                                                                                  \
 	{                                                                                          \
-#call, SYS_##call                                                                  \
+#call, SYS_##call,                                                                 \
+		{                                                                                  \
+			-1, 1, 1, 1                                                                \
+		}                                                                                  \
 	}
 
 /* With arguments that are wrong, so that none that is let through does anything: it fails with another error. */
 static const struct {
 	const char *name;
 	long number;
+	long arguments[4];
 } calls[] = {
 	TRY(ptrace),
 	TRY(process_vm_readv),
@@ -58,6 +63,20 @@ static const struct {
 #ifdef SYS_io_uring_setup
 	TRY(io_uring_setup),
 #endif
+#ifdef SYS_pidfd_send_signal
+	TRY(pidfd_send_signal),
+#endif
+#ifdef SYS_quotactl_fd
+	TRY(quotactl_fd),
+#endif
+	{"clone of a process", SYS_clone, {SIGCHLD}},
+	{"clone into another namespace", SYS_clone, {CLONE_NEWUSER | CLONE_THREAD}},
+	{"fchmod of a set-uid mode", SYS_fchmod, {-1, 04755}},
+	{"fchmodat of a set-gid mode", SYS_fchmodat, {-1, 1, 02755}},
+	{"openat of a set-uid file", SYS_openat, {-1, 1, O_CREAT, 04700}},
+#ifdef __x86_64__
+	{"a call of x32", 0x40000000 | SYS_getpid, {0}},
+#endif
 };
 
 int wgt_forbidden_calls(struct wgt_attempt *attempts, size_t room, int reduced)
@@ -76,11 +95,17 @@ int wgt_forbidden_calls(struct wgt_attempt *attempts, size_t room, int reduced)
 				wgp_forbid_new_privileges() || wgp_forbid_system_calls(1)))
 			_exit(1);
 		for (size_t i = 0; i < count; i++) {
+			const long *with = calls[i].arguments;
+
 			/* One that is let through would go on here twice. */
-			if (!reduced && strstr(calls[i].name, "fork"))
+			if (!reduced &&
+			    (strstr(calls[i].name, "fork") || strstr(calls[i].name, "clone")))
 				continue;
 			errno = 0;
-			errors[i] = syscall(calls[i].number, -1, 1, 1, 1, 0, 0) < 0 ? errno : 0;
+			errors[i] = syscall(calls[i].number, with[0], with[1], with[2], with[3], 0,
+					    0) < 0
+					    ? errno
+					    : 0;
 		}
 		_exit(0);
 	}

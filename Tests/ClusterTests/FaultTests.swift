@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Agent
+import BPF
 import Chaos
 import DataplaneMaps
 import Foundation
 import Lab
 import Model
 import OrderedCollections
+import Synchronization
 import SystemDescriptors
 import Testing
 
@@ -74,6 +76,94 @@ struct FaultTests {
             }
             try await traffic.goesOn(lab)
             try await expectNoLoss(await traffic.stop(), lab)
+        }
+    }
+
+    @Test(
+        "agents are killed as they start, and others take over: at each hook is one program of ours at all times",
+        .enabled(if: AttachmentMechanism.probe() == .tcx, "kernel: has no tcx, whose chains can be looked at"))
+    func oneProgram() async throws {
+        try await Cluster.run(nodes: 2, pods: 1) { lab in
+            let layout = PinLayout(root: lab.paths.pins("node1"))
+            let points = layout.pinnedLinks().map { link in
+                (link.interface, [.toUplink, .toWireGuard].contains(link.hook) ? AttachmentDirection.egress : .ingress)
+            }
+            #expect(points.count >= 7, "a pod's, the uplink's, and two of each tunnel")
+            let place = try lab.place("node1")
+            let stop = StopFlag()
+            let counts = Mutex<[Int: Int]>([:])
+            let sampler = BackgroundThread {
+                try? place.run {
+                    while !stop.isRaised {
+                        for (interface, direction) in points {
+                            let count = Attachment.tcxPrograms(interface: interface, direction: direction).count
+                            counts.withLock { $0[count, default: 0] += 1 }
+                        }
+                        Thread.sleep(forTimeInterval: 0.005)
+                    }
+                }
+            }
+            defer {
+                stop.raise()
+                sampler.join()
+            }
+            for number in 0..<12 {
+                try await lab.stopAgent("node1", signal: SIGKILL)
+                if number % 4 == 3, fileExists(layout.folder) {
+                    try renameFile(layout.folder, "\(layout.root)/v\(PinLayout.version + number)")
+                }
+                let process = try await lab.startAgent("node1")
+                try await Task.sleep(for: .milliseconds(Int.random(in: 1...400) * Lab.patience))
+                process?.signal(SIGKILL)
+                try await lab.wait("the agent is gone") {
+                    process.map { reapChild($0.identifier) || !$0.isRunning } ?? true
+                }
+            }
+            _ = try await lab.startAgent("node1")
+            try await lab.wait("versions of others are gone") { layout.presentVersions == [PinLayout.version] }
+            try await lab.waitUntilSettled(enabled: true)
+            stop.raise()
+            sampler.join()
+            let seen = counts.withLock { $0 }
+            #expect(seen.keys.sorted() == [1] && seen[1] ?? 0 > 1000, "\(seen)")
+        }
+    }
+
+    @Test("an agent of another layout takes over what is at work: nothing is lost, the node's own connections live on")
+    func layout() async throws {
+        try await Cluster.run(nodes: 2, pods: 1) { lab in
+            let traffic = try await Traffic.start(lab, interval: 4000)
+            let node = try lab.place("node1")
+            let targets = try await Cluster.pod(lab, "node2-pod1").addresses
+            // Of the node itself: with a source that only the masquerade's maps know.
+            let streams = try await Task.detachedThread {
+                try targets.map { try StreamProbe(in: node, to: $0.bytes, interval: 4000 * UInt32(Lab.patience)) }
+            }
+            try await traffic.goesOn(lab)
+            let layout = PinLayout(root: lab.paths.pins("node1"))
+            func mappings() throws -> Int {
+                try NodeMaps(layout).list().filter { $0.name.hasPrefix("masquerade") }.reduce(0) { $0 + $1.entries }
+            }
+            let (links, before) = (layout.pinnedLinks().map(\.pin).sorted(), try mappings())
+            #expect(before >= 2 * targets.count, "both halves of each")
+            for (version, signal) in [(PinLayout.version - 1, SIGTERM), (PinLayout.version + 1, SIGKILL)] {
+                try await lab.stopAgent("node1", signal: signal)
+                let other = "\(layout.root)/v\(version)"
+                try renameFile(layout.folder, other)
+                _ = try await lab.startAgent("node1")
+                try await lab.wait("version \(version) is taken over") {
+                    !fileExists(other) && layout.pinnedLinks().map(\.pin).sorted() == links
+                }
+                try await lab.waitUntilSettled(enabled: true)
+                try await traffic.goesOn(lab)
+                #expect(try mappings() >= before)
+            }
+            let reports = try await Task.detachedThread { streams.map { $0.stop() } }
+            let result = await traffic.stop()
+            for report in reports + result.streams.map(\.report) {
+                #expect(report.failure.isEmpty && report.lost == 0 && report.returned > 0, "\(report)")
+            }
+            try await expectNoLoss(result, lab)
         }
     }
 

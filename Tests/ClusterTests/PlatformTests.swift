@@ -60,7 +60,7 @@ struct PlatformTests {
             for node in lab.nodeNames() {
                 // The node's own /proc/sys stands aside, as in a container.
                 let words = [
-                    "mkdir -p /run/proc-sys && mount --bind /proc/sys /run/proc-sys",
+                    "mkdir -p /run/proc-sys/net && mount --bind /proc/sys/net /run/proc-sys/net",
                     "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys",
                 ]
                 for word in words {

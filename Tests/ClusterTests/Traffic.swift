@@ -24,6 +24,9 @@ enum KernelTraits {
         }) ?? false
     }
 
+    /// A virtual machine's that goes with the tests.
+    static var ownsClock: Bool { ProcessInfo.processInfo.environment["WGPLANE_OWN_MACHINE"] == "1" }
+
     /// A device can be renamed while it is up (Linux 6.2).
     static var renamesLive: Bool {
         (try? inNewNetworkNamespace {

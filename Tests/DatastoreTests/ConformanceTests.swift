@@ -3,6 +3,7 @@
 import Datastore
 import DesiredState
 import Foundation
+import Lab
 import Model
 import NIOCore
 import OrderedCollections
@@ -229,6 +230,54 @@ struct ConformanceTests {
                 relay.restore()
                 #expect(await eventually { follower.nodes.count == 39 })
                 #expect(follower.lowest.nodes == 39)
+            }
+        }
+    }
+
+    @Test(
+        "cut five times a second while much changes: nothing flaps, and in the end all is as it is there",
+        arguments: [StoreKind.etcd, .kubernetes])
+    func cutAgainAndAgain(_ kind: StoreKind) async throws {
+        let seconds =
+            ProcessInfo.processInfo.environment["WGPLANE_CUT_SECONDS"].flatMap { Double($0) } ?? 8
+        let seed = UInt64.random(in: 0...UInt64(UInt32.max))
+        print("seed \(seed)")
+        try await kind.run { rig in
+            for number in 1...40 { try await rig.direct.put(Make.node("n\(number)", "10.0.0.\(number)")) }
+            let relay = try #require(rig.relay)
+            try await Follower.run(rig.open(pageSize: 10, idle: .seconds(10))) { follower in
+                try #require(await eventually { follower.isReady && follower.nodes.count == 40 })
+                follower.mark()
+                let cutter = Task {
+                    while !Task.isCancelled {
+                        relay.cut()
+                        relay.restore()
+                        try await Task.sleep(for: .milliseconds(200))
+                    }
+                }
+                var random = SeededGenerator(seed: seed)
+                var there = Set((1...40).map { "n\($0)" })
+                let end = ContinuousClock.now + .seconds(seconds)
+                var changes = 0
+                while ContinuousClock.now < end {
+                    // Those that never go: 1 to 20.
+                    let name = "n\(Int.random(in: 21...60, using: &random))"
+                    if there.contains(name) {
+                        try await rig.direct.delete(.node, name)
+                        there.remove(name)
+                    } else {
+                        try await rig.direct.put(Make.node(name, "10.0.1.\(name.dropFirst())"))
+                        there.insert(name)
+                    }
+                    changes += 1
+                }
+                cutter.cancel()
+                _ = try? await cutter.value
+                relay.restore()
+                let wanted = there.sorted()
+                #expect(await eventually { follower.nodes == wanted && follower.isAvailable })
+                #expect(follower.lowest.nodes >= 20 && changes > 20, "\(changes) changes")
+                #expect(Set((1...20).map { "n\($0)" }).isSubset(of: follower.nodes))
             }
         }
     }

@@ -3,6 +3,7 @@
 import Flows
 import Model
 import Testing
+import WireGuard
 
 @testable import Agent
 @testable import DataplaneMaps
@@ -154,5 +155,23 @@ struct AuditTests {
         #expect(look(320, sent: 4032, received: 6, age: 11).isEmpty)
         #expect(look(900, sent: 4032, received: 6, age: 591).isEmpty, "idle: a keep-alive has answered the last data")
         #expect(look(910, sent: 4180, received: 6, age: 601).count == 1, "a handshake is asked for")
+        // The clock went back: a little, by a day.
+        #expect(look(920, sent: 6000, received: 6, age: -30).isEmpty)
+        #expect(look(930, sent: 8000, received: 6, age: -86_400).map(\.handshakeAge) == [nil])
+    }
+
+    @Test("by how much handshakes lie ahead of the clock")
+    func lead() throws {
+        func state(_ times: [Int64?]) throws -> DeviceState {
+            var state = DeviceState(name: "wg0", interface: 1, listeningPort: 1, firewallMark: 0, peers: [:])
+            for (number, time) in times.enumerated() {
+                let key = try #require(PublicKey(bytes: [UInt8](repeating: UInt8(number + 1), count: 32)))
+                state.peers[key] = PeerState(
+                    allowedIPs: [], keepAlive: 0, lastHandshake: time, receivedBytes: 0, sentBytes: 0)
+            }
+            return state
+        }
+        #expect(try state([]).handshakeLead(1000) == 0 && state([nil, 900, 1000]).handshakeLead(1000) == 0)
+        #expect(try state([nil, 1061, 900]).handshakeLead(1000) == DeviceState.harmlessLead + 1)
     }
 }

@@ -192,4 +192,25 @@ struct DesiredStateTests {
         #expect(back[["spec", "allocations"]] == block[["spec", "allocations"]])
         #expect(back[["spec", "attributes"]] == block[["spec", "attributes"]])
     }
+
+    @Test("a node that sends from its own address: each has one node, in every order, and none is ours or a pod's")
+    func hostAddresses() {
+        let nodes = [
+            Make.pool("10.48.0.0/16"), Make.node("n1", "10.0.0.1", key: Make.key(1)),
+            Make.node("n2", "10.0.0.2", key: Make.key(2), interface: "10.0.0.2"),
+            // The same again; ours; a pod's; nobody's.
+            Make.node("n3", "10.0.0.2", key: Make.key(3), interface: "10.0.0.2"),
+            Make.node("n4", "10.0.0.1", key: Make.key(4), interface: "10.0.0.1"),
+            Make.node("n5", "10.48.7.7", key: Make.key(5), interface: "10.48.7.7"),
+            Make.node("n6", "127.0.0.1", key: Make.key(6), interface: "127.0.0.1"),
+        ]
+        for _ in 0..<20 {
+            let plan = NodePlan(ClusterState(nodes.shuffled()), node: "n1")
+            #expect(plan.ipv4.peers["n2"]?.allowedIPs == Set([CIDR("10.0.0.2/32")].compactMap { $0 }))
+            for name in ["n3", "n4", "n5", "n6"] {
+                #expect(plan.ipv4.peers[name]?.allowedIPs.isEmpty != false, "\(name)")
+                #expect(plan.problems.contains { $0.resource == "Node/\(name)" }, "\(name)")
+            }
+        }
+    }
 }

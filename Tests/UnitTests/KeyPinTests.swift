@@ -89,4 +89,42 @@ struct KeyPinTests {
         #expect(
             plan("FirstUse", [own, Make.node("n2", "10.0.0.2", key: Make.key(2))], pins: unknown).ipv4.peers.isEmpty)
     }
+
+    @Test("what an operator changes while an agent learns is not overwritten; a key may be told")
+    func changed() throws {
+        let folder = NSTemporaryDirectory() + "wgplane-pins-\(UUID().uuidString)"
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let options = AgentOptions(node: "n1", stateDirectory: folder)
+        var agent = KeyPinKeeper(options)
+        var pins = agent.current()
+        pins.ipv4 = ["n2": Make.key(2)]
+        agent.keep(pins)
+        var learned = agent.current()
+        learned.ipv4["n3"] = Make.key(3)
+        // In between: `wgplane trust n2 --key`.
+        var operatorsOwn = KeyPinKeeper(options)
+        try operatorsOwn.change { $0.ipv4["n2"] = Make.key(9) }
+        agent.keep(learned)
+        #expect(agent.current().ipv4 == ["n2": Make.key(9)])
+        learned = agent.current()
+        learned.ipv4["n3"] = Make.key(3)
+        agent.keep(learned)
+        var next = KeyPinKeeper(options)
+        #expect(next.current().ipv4 == ["n2": Make.key(9), "n3": Make.key(3)])
+        // Somebody else's folder says nothing, and is not taken for an empty one.
+        try FileManager.default.setAttributes([.posixPermissions: 0o777], ofItemAtPath: folder)
+        var foreign = KeyPinKeeper(options)
+        #expect(!foreign.current().mayLearn && foreign.problem?.message.contains("written by others") == true)
+    }
+
+    @Test("of two nodes that claim a key the one has it for which it is pinned, also when nobody remembers")
+    func duplicated() {
+        let claims = [
+            own, Make.node("n2", "10.0.0.2", key: Make.key(2)), Make.node("a9", "10.0.0.9", key: Make.key(2)),
+        ]
+        #expect(plan("FirstUse", claims).ipv4.peers.isEmpty)
+        var pins = KeyPins()
+        pins.ipv4["n2"] = Make.key(2)
+        #expect(plan("FirstUse", claims, pins: pins).ipv4.peers.keys.sorted() == ["n2"])
+    }
 }

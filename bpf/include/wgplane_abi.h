@@ -9,6 +9,8 @@
  * byte order as they stand in the packet; everything else is host order.
  * Layout: fixed-width types, explicit padding, size assertions. A change
  * of any layout here raises WGP_LAYOUT_VERSION, which names the pin directory.
+ * The maps masquerade4 and masquerade6 go over to an agent of another version
+ * as they are: a change of their structs changes their names, too.
  */
 #ifndef WGPLANE_ABI_H
 #define WGPLANE_ABI_H
