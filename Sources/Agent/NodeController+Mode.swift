@@ -21,6 +21,20 @@ struct ModeDecision: Sendable, Equatable {
     var reason: String
 }
 
+/// Programs that could not be loaded.
+struct ProgramsFailure: Sendable {
+    var reason: String
+    var attachment: AttachmentChoice
+    /// How often in a row.
+    var count: Int
+    var at = ContinuousClock.now
+
+    /// When it is tried again: soon, for a kernel that had no memory has it a moment later; then ever less often.
+    var again: ContinuousClock.Instant { at + min(.seconds(60), .milliseconds(250 << min(count, 8))) }
+    /// Seconds have passed: it is none that passes by itself.
+    var isLasting: Bool { count > 4 }
+}
+
 /// Which data plane is to be, and the change from one to the other: the new one is in place before the old one goes.
 extension NodeController {
     /// Chooses the mode of this pass, and has the programs loaded where it is eBPF.
@@ -28,6 +42,13 @@ extension NodeController {
         let wanted = wantedMode(plan)
         var chosen = wanted.decision
         if chosen.mode == .ebpf, let reason = loadPrograms(plan, &problems) {
+            if programsFailure?.isLasting == false, !options.layout.pinnedLinks().isEmpty {
+                throw ProblemsError(
+                    Problem(
+                        .warning, resource: "Kernel", field: "BPF", message: "\(reason)",
+                        remedy:
+                            "what is attached goes on meanwhile, and it is tried again at once; see `wgplane doctor`"))
+            }
             // Encrypted by other means is better than not.
             chosen = ModeDecision(mode: .route, reason: "eBPF cannot be used: \(reason)")
             problems.append(
@@ -77,9 +98,6 @@ extension NodeController {
         return (ModeDecision(mode: .ebpf, reason: "this kernel can"), false)
     }
 
-    /// How long until programs that could not be loaded are tried again.
-    private static let programsPatience = Duration.seconds(60)
-
     /// Loads the programs, if they are not, with the attachment that is asked for. Returns why that cannot be.
     private func loadPrograms(_ plan: NodePlan, _ problems: inout [Problem]) -> String? {
         let attachment = plan.settings.attachment
@@ -95,11 +113,8 @@ extension NodeController {
             mechanism = automaticMechanism
         }
         if let steering, steering.mechanism == mechanism { return nil }
-        if steering == nil, let failure = programsFailure, failure.attachment == attachment,
-            failure.at > .now - Self.programsPatience
-        {
-            return failure.reason
-        }
+        let earlier = programsFailure.flatMap { $0.attachment == attachment ? $0 : nil }
+        if steering == nil, let earlier, earlier.again > .now { return earlier.reason }
         do {
             // What is attached by the other mechanism goes when these are in place.
             steering = try EBPFSteering(layout: options.layout, mechanism: mechanism)
@@ -108,7 +123,8 @@ extension NodeController {
         } catch {
             if steering != nil { return nil }
             // What an earlier agent has in place steers until routes do.
-            programsFailure = ("\(error)", attachment, .now)
+            programsFailure = ProgramsFailure(
+                reason: "\(error)", attachment: attachment, count: (earlier?.count ?? 0) + 1)
             return "\(error)"
         }
     }

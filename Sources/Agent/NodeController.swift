@@ -57,7 +57,7 @@ public actor NodeController {
     var mayHaveRoutes = true
     var mayHavePrograms = true
     /// Why the programs could not be loaded, and the settings with which that was tried.
-    var programsFailure: (reason: String, attachment: AttachmentChoice, at: ContinuousClock.Instant)?
+    var programsFailure: ProgramsFailure?
     /// What this kernel has, probed once.
     lazy var automaticMechanism = AttachmentMechanism.probe()
     /// The settings in force, which hold for fields that cannot be read.
@@ -313,6 +313,7 @@ public actor NodeController {
                 next = min(next, max(.milliseconds(20), until - .now))
             }
         }
+        if let again = programsFailure?.again, again > .now { next = min(next, again - .now) }
         if owesForeignLook { next = min(next, .seconds(1)) }
         if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
         let instants = [formerMark?.until, steering?.nextRetry, routing?.nextRetry, lock.nextRetry]
