@@ -68,6 +68,8 @@ public struct Chaos {
     /// CLOCK_MONOTONIC, nanoseconds; and how many connections had broken by then.
     private var lastJudged = monotonicNanoseconds()
     private var brokenCounted = 0
+    /// CLOCK_MONOTONIC, nanoseconds: gaps that have begun before are what a fault may make.
+    private var toleratedUntil: UInt64 = 0
 
     public init(_ lab: Lab, _ options: ChaosOptions, say: @escaping @Sendable (String) -> Void) {
         site = FaultSite(lab: lab)
@@ -80,6 +82,8 @@ public struct Chaos {
     public mutating func run() async throws -> ChaosReport {
         let lab = site.lab
         try await proveCapture()
+        let precedence = Task { [site] in await Precedence.keep(site) }
+        defer { precedence.cancel() }
         try await switchOn()
         let pods = await lab.state.pods
         let connections = options.connections
@@ -223,8 +227,12 @@ public struct Chaos {
         let broken = traffic.broken
         for text in broken.dropFirst(brokenCounted) { fail(text) }
         brokenCounted = broken.count
-        if !mayInterrupt {
-            for (name, gap) in traffic.gaps(since: lastJudged, over: options.longestGap) {
+        if mayInterrupt {
+            // Others hear of a new key a moment later.
+            toleratedUntil = now + 1_000_000_000 * UInt64(Lab.patience)
+        } else {
+            for (name, gap) in traffic.gaps(since: lastJudged, over: options.longestGap)
+            where gap.start > toleratedUntil {
                 fail("gap of \(Int(gap.milliseconds)) ms from \(name)")
             }
         }

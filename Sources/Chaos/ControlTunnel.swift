@@ -14,7 +14,7 @@ final class ControlTunnel: Sendable {
 
     /// In namespaces of the lab's, which go with it.
     init(_ lab: Lab, backend kind: BackendKind) throws {
-        let ends = ["a", "b"].map { NamespaceFiles(network: "\(lab.paths.namespaces)/control-\($0)") }
+        let ends = Self.ends(lab)
         for end in ends { try end.create {} }
         let other = SharedDescriptor(try openFile(ends[1].network, flags: 0))
         try ends[0].run {
@@ -46,6 +46,10 @@ final class ControlTunnel: Sendable {
         server = try EchoServer(in: ends[1], port: Prober.port, isIPv6: [false])
         probe = try LossProbe(
             in: ends[0], to: Self.address(193, 1).bytes, interval: 5000 * UInt32(Lab.patience))
+    }
+
+    static func ends(_ lab: Lab) -> [NamespaceFiles] {
+        ["a", "b"].map { NamespaceFiles(network: "\(lab.paths.namespaces)/control-\($0)") }
     }
 
     /// 192.168.N.1 and .2.

@@ -92,8 +92,10 @@ struct FaultSite: Sendable {
             }
             let addresses = try session.addresses().filter { $0.index == link.index && !$0.address.isLinkLocal }
                 .map { "\($0.address)/\($0.prefixLength)" }.sorted()
-            let allowed = state.peers.values.map { $0.allowedIPs.sorted().map(\.description).joined(separator: " ") }
-                .sorted()
+            // A peer without any is one that goes.
+            let allowed = state.peers.values.filter { !$0.allowedIPs.isEmpty }.map {
+                $0.allowedIPs.sorted().map(\.description).joined(separator: " ")
+            }.sorted()
             return "\(state.listeningPort) \(state.firewallMark) \(link.mtu) \(link.isUp) \(addresses) \(allowed)"
         }
     }

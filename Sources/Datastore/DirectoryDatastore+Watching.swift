@@ -52,6 +52,7 @@ extension DirectoryDatastore {
                 }
                 let files = hints.take()
                 if let files, await self.tell(feed, &told, of: files) { continue }
+                await self.waitForMoreToGo()
                 await self.tell(feed, &told)
             }
             group.cancelAll()
@@ -220,6 +221,30 @@ extension DirectoryDatastore {
         var versions: [ResourceKey: Int] = [:]
         var problems: [Problem] = []
         var isComplete = true
+    }
+
+    /// What goes may be the first of much: a disk that is being emptied is seen as a whole, and wondered at. Waits while more
+    /// goes, a second at most; not for pods, which go by themselves.
+    private nonisolated func waitForMoreToGo() async {
+        var gone = await countGone()
+        for _ in 0..<20 where gone > 0 {
+            try? await Task.sleep(for: .milliseconds(50))
+            let more = await countGone()
+            if more <= gone { return }
+            gone = more
+        }
+    }
+
+    /// Files that were read, other than pods', and are not there any more.
+    private func countGone() -> Int {
+        var present: [Substring: Set<String>] = [:]
+        return parsed.keys.count { file in
+            let parts = file.split(separator: "/", maxSplits: 1)
+            guard parts.count == 2, parts[0] != ResourceKind.pod.plural else { return false }
+            let names = present[parts[0]] ?? Set((try? listNames("\(path)/\(parts[0])")) ?? [])
+            present[parts[0]] = names
+            return !names.contains(String(parts[1]))
+        }
     }
 
     private func tell(_ feed: ChangeFeed, _ told: inout sending Told?) {

@@ -74,6 +74,43 @@ struct FolderWatchTests {
         #expect(inventory.problems.isEmpty)
     }
 
+    @Test("a folder that is emptied file by file is held back as a whole, and comes back; one Node that goes is gone")
+    func emptied() async throws {
+        let folder = try await Folder()
+        func write(_ number: Int) throws {
+            try folder.write("nodes/n\(number).yaml", "kind: Node\nmetadata: {name: n\(number)}\n")
+        }
+        for number in 0..<12 { try write(number) }
+        let feed = ChangeFeed(node: "n1")
+        let store = folder.store
+        let follower = Task { await store.follow(feed) }
+        defer { follower.cancel() }
+        var inventory = Inventory(node: "n1")
+        var fewest = Int.max
+        func wait(_ what: String, _ condition: (Inventory) -> Bool) async throws {
+            let deadline = monotonicNanoseconds() + 20_000_000_000
+            while true {
+                inventory.apply(feed.take())
+                if inventory.isReady { fewest = min(fewest, inventory.cluster.nodes.count) }
+                if inventory.isReady, condition(inventory) { return }
+                try #require(monotonicNanoseconds() < deadline, "\(what) within 20 s")
+                try await Task.sleep(for: .milliseconds(2))
+            }
+        }
+        try await wait("the first state") { $0.cluster.nodes.count == 12 }
+        for number in 0..<12 {
+            try removeFile("\(folder.path)/nodes/n\(number).yaml")
+            try await Task.sleep(for: .milliseconds(10))
+        }
+        try await wait("it is held back") { $0.held[.node] != nil }
+        #expect(fewest == 12)
+        for number in 0..<12 { try write(number) }
+        try await wait("all are there again") { $0.held.isEmpty && $0.cluster.nodes.count == 12 }
+        #expect(fewest == 12)
+        try removeFile("\(folder.path)/nodes/n3.yaml")
+        try await wait("one is gone") { $0.cluster.nodes.count == 11 }
+    }
+
     @Test("a folder read on several threads: the same problems and resources, in the same order")
     func threads() async throws {
         let folder = try await Folder()
