@@ -36,13 +36,17 @@ WGPLANE_FUZZ=1 swift build -c release --product wgplane-fuzz --scratch-path $scr
 binary=$(WGPLANE_FUZZ=1 swift build -c release --scratch-path $scratch --show-bin-path)/wgplane-fuzz
 
 one() { # TARGET
-	local corpus=$scratch/corpora/$1 found=$scratch/found/$1 status=0
+	local corpus=$scratch/corpora/$1 found=$scratch/found/$1 status=0 folders
 	mkdir -p "$corpus" "$found"
+	folders=("$corpus")
+	[ ! -d "$seeds/$1" ] || folders+=("$seeds/$1")
 	WGPLANE_FUZZ_TARGET=$1 ASAN_OPTIONS=detect_leaks=0 "$binary" -max_total_time="$(awk "BEGIN { print int($minutes * 60) }")" \
 		-max_len=65536 -timeout=20 -rss_limit_mb=4096 -use_value_profile=1 -print_final_stats=1 \
-		-artifact_prefix="$found/" "$corpus" "$seeds/$1" >"$scratch/$1.log" 2>&1 || status=$?
+		-artifact_prefix="$found/" "${folders[@]}" >"$scratch/$1.log" 2>&1 || status=$?
 	local last
 	last=$(grep -E 'cov: [0-9]+' "$scratch/$1.log" | tail -1 | sed -E 's/^#([0-9]+).*cov: ([0-9]+) ft: ([0-9]+) corp: ([^ ]+).*/\1 inputs, \2 edges and \3 features reached, corpus \4/')
+	# What ends with status 0 and has not said so was not the fuzzer.
+	grep -q '^Done [0-9]* runs' "$scratch/$1.log" || [ $status != 0 ] || status=1
 	if [ $status = 0 ]; then echo "fuzz: $1: nothing found; $last"; else
 		echo "fuzz: $1: FOUND $(find "$found" -type f -newer "$binary" | tr '\n' ' ')(see $scratch/$1.log); $last"
 		return 1
