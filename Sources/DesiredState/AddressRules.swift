@@ -34,12 +34,13 @@ public struct AddressRules: Sendable, Hashable {
         return nil
     }
 
-    /// The same of an address that a node says is its own, and its tunnel's.
-    public func refusal(ofHost address: IPAddress) -> (message: String, remedy: String)? {
+    /// The same of an address that a node says is its own, and its tunnel's. `sharesPools`: nodes and pods have addresses of
+    /// the same networks, as in a cloud's.
+    public func refusal(ofHost address: IPAddress, sharesPools: Bool) -> (message: String, remedy: String)? {
         if address.isLoopback || address.isMulticast || address.isUnspecified || address.isLinkLocal {
             return ("is no address that a node can have, and is ignored", "let the node's agent write its own")
         }
-        if pools.contains(where: { $0.contains(address) }) {
+        if !sharesPools, pools.contains(where: { $0.contains(address) }) {
             return ("is an IP pool's, and is ignored as a node's own", "use a pool outside the nodes' network")
         }
         return nil

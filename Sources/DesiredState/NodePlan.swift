@@ -245,7 +245,7 @@ public struct NodePlan: Sendable {
         for claim in claims {
             let words =
                 owners[claim.address].map { Ownership.taken(from: claim.node, by: $0) }
-                ?? rules.refusal(ofHost: claim.address)
+                ?? rules.refusal(ofHost: claim.address, sharesPools: routeSource == .workloadIPs)
             if let words {
                 problems.append(
                     Problem(

@@ -204,13 +204,19 @@ struct DesiredStateTests {
             Make.node("n5", "10.48.7.7", key: Make.key(5), interface: "10.48.7.7"),
             Make.node("n6", "127.0.0.1", key: Make.key(6), interface: "127.0.0.1"),
         ]
+        func source(_ word: ManifestValue) -> Manifest {
+            Make.manifest(.felixConfiguration, "default", .object(["spec": .object(["routeSource": word])]))
+        }
         for _ in 0..<20 {
-            let plan = NodePlan(ClusterState(nodes.shuffled()), node: "n1")
+            let plan = NodePlan(ClusterState((nodes + [source("CalicoIPAM")]).shuffled()), node: "n1")
             #expect(plan.ipv4.peers["n2"]?.allowedIPs == Set([CIDR("10.0.0.2/32")].compactMap { $0 }))
             for name in ["n3", "n4", "n5", "n6"] {
                 #expect(plan.ipv4.peers[name]?.allowedIPs.isEmpty != false, "\(name)")
                 #expect(plan.problems.contains { $0.resource == "Node/\(name)" }, "\(name)")
             }
         }
+        // In a cloud's network, whose pools nodes and pods share.
+        let shared = NodePlan(ClusterState(nodes + [source("WorkloadIPs")]), node: "n1")
+        #expect(shared.ipv4.peers["n5"]?.allowedIPs == Set([CIDR("10.48.7.7/32")].compactMap { $0 }))
     }
 }

@@ -23,6 +23,14 @@ struct KeyPinTests {
         return NodePlan(ClusterState(nodes + [settings]), node: "n1", keyPins: pins)
     }
 
+    /// Of an agent; goes with this.
+    private final class StateFolder {
+        let path = NSTemporaryDirectory() + "wgplane-pins-\(UUID().uuidString)"
+        var options: AgentOptions { AgentOptions(node: "n1", stateDirectory: path) }
+
+        deinit { try? FileManager.default.removeItem(atPath: path) }
+    }
+
     private let own = Make.node("n1", "10.0.0.1", key: Make.key(1))
 
     @Test("by annotation: the key that it names, and no other; without one, none")
@@ -69,9 +77,8 @@ struct KeyPinTests {
 
     @Test("they are kept in a file; one that cannot be read is not overwritten, and lets no key be the first")
     func file() throws {
-        let folder = NSTemporaryDirectory() + "wgplane-pins-\(UUID().uuidString)"
-        defer { try? FileManager.default.removeItem(atPath: folder) }
-        let options = AgentOptions(node: "n1", stateDirectory: folder)
+        let state = StateFolder()
+        let (folder, options) = (state.path, state.options)
         var keeper = KeyPinKeeper(options)
         #expect(keeper.current() == KeyPins())
         var pins = KeyPins()
@@ -92,9 +99,8 @@ struct KeyPinTests {
 
     @Test("what an operator changes while an agent learns is not overwritten; a key may be told")
     func changed() throws {
-        let folder = NSTemporaryDirectory() + "wgplane-pins-\(UUID().uuidString)"
-        defer { try? FileManager.default.removeItem(atPath: folder) }
-        let options = AgentOptions(node: "n1", stateDirectory: folder)
+        let state = StateFolder()
+        let (folder, options) = (state.path, state.options)
         var agent = KeyPinKeeper(options)
         var pins = agent.current()
         pins.ipv4 = ["n2": Make.key(2)]
