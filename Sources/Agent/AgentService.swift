@@ -35,6 +35,7 @@ public struct AgentService: Service {
         let controller = NodeController(options: options, datastore: datastore, logger: logger)
         // Reasons to work: many at once are one.
         let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let (cacheIsOld, outlived) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         logger.notice("agent starts", metadata: ["node": "\(options.node)", "datastore": "\(datastore.location)"])
         await controller.remember()
         await withTaskGroup(of: Void.self) { group in
@@ -42,6 +43,7 @@ public struct AgentService: Service {
             group.addTask {
                 for await _ in controller.feed.signals.cancelOnGracefulShutdown() {
                     if await controller.receiveChanges() { signal.yield() }
+                    if await controller.hasOutlivedCache { outlived.yield() }
                 }
             }
             group.addTask {
@@ -54,6 +56,9 @@ public struct AgentService: Service {
                     await controller.keepCache()
                     ProcessMemory.release()
                 }
+            }
+            group.addTask {
+                for await _ in cacheIsOld.cancelOnGracefulShutdown() { await controller.keepCache(isDue: true) }
             }
             group.addTask {
                 for await _ in kernel.ticks.cancelOnGracefulShutdown() {
@@ -122,7 +127,7 @@ public struct AgentService: Service {
             await group.waitForAll()
         }
         await controller.flows.finish()
-        await controller.keepCache(isLast: true)
+        await controller.keepCache(isDue: true)
         logger.notice("agent stops; the data plane goes on", metadata: ["node": "\(options.node)"])
         lock.release()
     }

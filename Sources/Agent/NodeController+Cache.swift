@@ -13,6 +13,7 @@ extension NodeController {
         guard let content = cache.read() else { return }
         remember(content.resources, podScope: content.head.podScope)
         remembered = content.head
+        keptCounts = content.resources.keys.reduce(into: [:]) { $0[$1.kind, default: 0] += 1 }
     }
 
     /// Works on it, where the datastore has not told all yet.
@@ -42,12 +43,25 @@ extension NodeController {
         ]
     }
 
-    /// Keeps what is known, while it is in use.
-    func keepCache(isLast: Bool = false) async {
+    /// Keeps what is known, while it is in use: what is new when it is time, or now.
+    func keepCache(isDue: Bool = false) async {
         // What is off needs no memory, and must not come on by it.
-        guard !families.isEmpty else { return await cache.forget() }
+        guard !families.isEmpty else {
+            keptCounts = [:]
+            return await cache.forget()
+        }
         guard inventory.isComplete, let podScope = inventory.podScope else { return }
-        await cache.keep(
-            inventory.cluster, podScope: podScope, version: inventory.version + inventory.podVersion, isLast: isLast)
+        let counts = Dictionary(
+            uniqueKeysWithValues: ResourceKind.allCases.map { ($0, inventory.cluster.count(of: $0)) })
+        let isKept = await cache.keep(
+            inventory.cluster, podScope: podScope, version: inventory.version + inventory.podVersion, isDue: isDue)
+        // What could not be kept though it was due is tried again with what comes next, in its time.
+        if isKept || isDue { keptCounts = counts }
+    }
+
+    /// Whether a kind has lost half of what the memory on disk has: then it is due. Held against that memory, the first
+    /// list of an agent that starts would look like one of a datastore that has lost its disk.
+    var hasOutlivedCache: Bool {
+        !families.isEmpty && inventory.isComplete && keptCounts.contains { inventory.hasLostHalf(of: $1, $0) }
     }
 }

@@ -32,6 +32,8 @@ public actor NodeController {
     var recalledFrom: Int64?
     /// The head of that memory.
     var remembered: ResourceCache.Head?
+    /// How many of each kind the memory on disk has.
+    var keptCounts: [ResourceKind: Int] = [:]
     /// The last plan, and what it was made of.
     var lastPlan: (ingredients: Ingredients, plan: NodePlan)?
     /// Whether all was known when it was made.

@@ -58,20 +58,23 @@ actor ResourceCache {
     /// Seconds between two writings, at least; a writing that takes long is made more seldom.
     private static let period = Duration.seconds(30)
 
-    /// Writes it, where there is something new and it is time. `isLast`: it is time.
-    func keep(_ cluster: ClusterState, podScope: PodScope, version: Int, isLast: Bool = false) {
-        guard version != lastVersion, isLast || ContinuousClock.now >= nextAt else { return }
+    /// Writes it, where there is something new and it is time. `isDue`: it is time. True: the file has this now.
+    @discardableResult
+    func keep(_ cluster: ClusterState, podScope: PodScope, version: Int, isDue: Bool = false) -> Bool {
+        guard version != lastVersion, isDue || ContinuousClock.now >= nextAt else { return version == lastVersion }
         let began = ContinuousClock.now
+        defer { nextAt = .now + max(Self.period, (.now - began) * 100) }
         do {
             let head = Head(
                 node: node, datastore: location, podScope: podScope, written: Int64(Date().timeIntervalSince1970))
             try makeOwnFolders(folder)
             try replaceFile(path, with: try Pieces(head, cluster), mode: 0o600)
             lastVersion = version
+            return true
         } catch {
             logger.warning("what is known of the cluster cannot be kept", metadata: ["error": "\(error)"])
+            return false
         }
-        nextAt = .now + max(Self.period, (.now - began) * 100)
     }
 
     /// There is nothing to be kept for.

@@ -76,6 +76,18 @@ public struct ClusterState: Sendable {
         return resource == nil && problems.isEmpty ? nil : ResourceEntry(resource: resource, problems: problems)
     }
 
+    /// How many of a kind can be used.
+    public func count(of kind: ResourceKind) -> Int {
+        switch kind {
+        case .node: nodes.count
+        case .pod: pods.count
+        case .ipPool: pools.count
+        case .ipamBlock: blocks.count
+        case .blockAffinity: affinities.count
+        case .felixConfiguration, .dataplaneConfiguration: configurations.keys.count { $0.kind == kind }
+        }
+    }
+
     /// The keys of a kind, of resources that are of no use too.
     public func keys(of kind: ResourceKind) -> Set<ResourceKey> {
         var keys: Set<ResourceKey>

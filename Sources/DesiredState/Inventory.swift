@@ -156,7 +156,12 @@ public struct Inventory: Sendable {
     private func isHeld(_ kind: ResourceKind, _ listed: Int, of baseline: Int, _ changes: ResourceChanges) -> Bool {
         guard baseline > 0, kind != .pod || changes.podScope == .all else { return false }
         if held[kind] != nil { return listed * 2 < baseline }
-        return listed == 0 || baseline >= 10 && listed * 10 <= baseline
+        return listed == 0 || baseline >= Self.handful && listed * 10 <= baseline
+    }
+
+    /// Whether so many are left of a kind that a memory of `count` would soon be held against them; see `isHeld`.
+    public func hasLostHalf(of count: Int, _ kind: ResourceKind) -> Bool {
+        count >= Self.handful && cluster.count(of: kind) * 2 < count
     }
 
     private mutating func release(_ kind: ResourceKind) {
@@ -192,6 +197,7 @@ public struct Inventory: Sendable {
         }
     }
 
+    private static let handful = 10
     private var ownNodeKey: ResourceKey { ResourceKey(.node, node) }
     private var workloadsVersion = 0
 }

@@ -110,6 +110,38 @@ struct WorkloadTests {
         }
     }
 
+    @Test("an agent that is killed as most pods have gone leaves no memory that holds the next one back")
+    func gone() async throws {
+        try await Cluster.run(nodes: 2, platform: .eks) { lab in
+            for number in 0..<Self.count {
+                let pod = Self.pod("p\(number)", 2, number)
+                try await lab.datastore.update(pod.key) { _ in pod.content }
+            }
+            try await Self.expect(
+                lab, Dictionary(uniqueKeysWithValues: (0..<Self.count).map { ($0, 2) }), "all are routed")
+            let memory = "\(lab.paths.runDirectory("node1"))/state/resources.jsonl"
+            func remembered() throws -> Int {
+                guard fileExists(memory) else { return 0 }
+                return String(decoding: try readFile(memory), as: UTF8.self).split(separator: "\n")
+                    .count { $0.contains("\"name\":\"p") }
+            }
+            try await lab.wait("they are kept on disk", within: .seconds(45)) { try remembered() == Self.count }
+            for number in 1..<Self.count {
+                try await lab.datastore.update(ResourceKey(.pod, "p\(number)")) { _ in nil }
+            }
+            try await Self.expect(lab, [0: 2], "all but one are gone")
+            try await lab.wait("the memory on disk is not far behind", within: .seconds(5)) { try remembered() < 10 }
+            try await lab.stopAgent("node1", signal: SIGKILL)
+            _ = try await lab.startAgent("node1")
+            try await lab.wait("the next one is at work") {
+                guard let status = lab.status("node1"), let process = await lab.agent("node1") else { return false }
+                return status.process == process.identifier && status.mode == "ebpf"
+            }
+            #expect(lab.status("node1")?.problems.isEmpty == true)
+            try await Self.expect(lab, [0: 2], "nothing has come back")
+        }
+    }
+
     @Test("another node's pod costs an entry and an allowed IP a family, and no pass")
     func cost() async throws {
         try await Cluster.run(nodes: 3, platform: .eks) { lab in
