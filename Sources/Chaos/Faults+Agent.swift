@@ -145,7 +145,9 @@ extension Fault {
             let folder = "\(site.lab.paths.datastore)/pods"
             try makeFolders(folder)
             let count = Int.random(in: 200...800, using: &random)
-            for number in 0..<count + 60 {
+            // Were nine of ten gone in one look, that would be held back as a folder that is being emptied.
+            let window = 4 * site.lab.spec.nodes * site.lab.spec.pods
+            for number in 0..<count + window {
                 if number < count {
                     let text = """
                         {"apiVersion":"v1","kind":"Pod","metadata":{"name":"churn-\(number)"},"spec":{"nodeName":\
@@ -154,7 +156,7 @@ extension Fault {
                         """
                     try replaceFile("\(folder)/churn-\(number).json", with: Array(text.utf8))
                 }
-                if number >= 60 { try removeFile("\(folder)/churn-\(number - 60).json") }
+                if number >= window { try removeFile("\(folder)/churn-\(number - window).json") }
                 try await Task.sleep(for: .milliseconds(2))
             }
             return "\(count) pods"
