@@ -112,7 +112,7 @@ let package = Package(
             dependencies: [
                 "Dashboard", "FlowExport", "Datastore", "DesiredState", "Steering", "Flows", "WireGuard",
                 "DataplaneMaps", "BPF", "Netlink",
-                "SystemDescriptors", "Model", lifecycle, algorithms, collections, log,
+                "SystemDescriptors", "Model", crypto, lifecycle, algorithms, collections, log,
             ],
             exclude: ["SECURITY.md"],
             swiftSettings: strict),

@@ -37,6 +37,11 @@ public struct AgentService: Service {
         let (wake, signal) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         let (cacheIsOld, outlived) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         logger.notice("agent starts", metadata: ["node": "\(options.node)", "datastore": "\(datastore.location)"])
+        if let exposure = datastore.exposure {
+            logger.warning(
+                "who is on the way to the datastore can speak for it, and so decide what is encrypted, and with which keys",
+                metadata: ["datastore": "\(exposure)"])
+        }
         await controller.remember()
         await withTaskGroup(of: Void.self) { group in
             group.addTask { await cancelWhenGracefulShutdown { await datastore.follow(controller.feed) } }
@@ -115,6 +120,7 @@ public struct AgentService: Service {
                 let alarm = Alarm(label: "next-pass") { signal.yield() }
                 for await _ in wake.cancelOnGracefulShutdown() {
                     alarm.set(after: await controller.reconcile())
+                    if await controller.hasOutlivedCache { outlived.yield() }
                     // Another agent has another one; this one could never start WireGuard again.
                     if Privileges.hasLostLauncher {
                         logger.critical(

@@ -46,8 +46,11 @@ public struct GuardState: Sendable, Codable, Equatable {
     /// Nil: strict mode was off when the last agent spoke.
     public static func read(_ stateDirectory: String) throws -> GuardState? {
         let path = path(stateDirectory)
-        guard fileExists(path) else { return nil }
         do {
+            // What cannot be looked at is not taken for absent.
+            try requireOwn(path)
+            guard try presentEntry("guard.json", in: stateDirectory) != nil else { return nil }
+            try requireOwn(stateDirectory)
             return try JSONDecoder().decode(GuardState.self, from: Data(try readFile(path)))
         } catch {
             throw ProblemsError(

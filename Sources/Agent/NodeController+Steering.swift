@@ -3,6 +3,7 @@
 internal import DataplaneMaps
 internal import Datastore
 internal import DesiredState
+internal import Logging
 internal import Model
 internal import Netlink
 internal import Steering
@@ -91,11 +92,16 @@ extension NodeController {
 
     /// What an earlier agent has promised, as the pinned configuration or the state folder tells.
     func rememberStrictness(_ pinned: DataplaneConfig?) {
-        guardState = try? GuardState.read(options.stateDirectory)
-        strictInForce = pinned?.isStrict ?? (guardState != nil)
+        var damage: (any Error)?
+        do { guardState = try GuardState.read(options.stateDirectory) } catch { damage = error }
+        // The file is there in strict mode only, whatever it holds.
+        strictInForce = pinned?.isStrict ?? (guardState != nil || damage != nil)
         for family in AddressFamily.allCases {
-            let isKept = guardState?.pools.contains { $0.family == family } == true
+            let isKept = guardState?.pools.contains { $0.family == family } ?? (damage != nil && pinned == nil)
             if strictInForce, pinned?[family] != nil || isKept { promised.insert(family) }
+        }
+        if let damage, pinned == nil {
+            logger.error("strict mode is taken to be on", metadata: ["reason": "\(damage)"])
         }
     }
 

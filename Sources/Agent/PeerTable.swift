@@ -330,6 +330,6 @@ struct PeerTable: Sendable {
         guard let age = waiting.map({ now - (waitingSince[$0.publicKey] ?? now) }).min() else { return nil }
         // Quick at first; a node that is down must not keep this one busy, nor many a large one.
         if age < .seconds(3) { return max(.milliseconds(50), cost) }
-        return age < .seconds(60) ? max(.milliseconds(500), cost * 5) : max(.seconds(2), cost * 250)
+        return age < .seconds(60) ? max(.milliseconds(500), cost * 5) : max(.seconds(2), cost * 1000)
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Crypto
 internal import DesiredState
 internal import Foundation
 internal import Logging
@@ -8,8 +9,9 @@ internal import SystemDescriptors
 
 /// Keeps what the agent knows of the cluster on disk, for an agent that starts while the datastore is away.
 ///
-/// A file of JSON lines in the state folder, for root alone: a head, then one resource a line, as the agent keeps them.
-/// What resources hold beside that, and private keys, are never in it.
+/// A file of JSON lines in the state folder, for root alone: a head, then one resource a line, as the agent keeps them,
+/// and the digest of all that, for a disk may give back other bytes than it was given. What resources hold beside that,
+/// and private keys, are never in it.
 actor ResourceCache {
     /// First line: whose it is, and how it is to be read.
     struct Head: Codable, Equatable {
@@ -21,7 +23,16 @@ actor ResourceCache {
         /// Unix time in seconds.
         var written: Int64
 
-        static let current = 1
+        static let current = 2
+    }
+
+    /// Last line: SHA-256 (FIPS 180-4) of all before it, as hexadecimal digits.
+    struct Seal: Codable {
+        var sha256: String
+
+        init(_ digest: SHA256Digest) {
+            sha256 = digest.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
+        }
     }
 
     struct Line: Codable {
@@ -85,12 +96,30 @@ actor ResourceCache {
 
     /// What an earlier agent of this node has known of this datastore; nil: nothing that can be used.
     nonisolated func read() -> Content? {
+        do {
+            try requireOwn(folder)
+            try requireOwn(path)
+        } catch {
+            logger.warning("what an earlier agent has kept is not used", metadata: ["reason": "\(error)"])
+            return nil
+        }
         guard let bytes = try? readFile(path, limit: 512 << 20) else { return nil }
-        let lines = bytes.split(separator: 0x0a)
+        var lines = bytes.split(separator: 0x0a)
         let decoder = JSONDecoder()
         guard let first = lines.first, let head = try? decoder.decode(Head.self, from: Data(first)),
-            head.schema == Head.current, head.node == node, head.datastore == location
+            head.node == node, head.datastore == location
         else { return nil }
+        guard head.schema == Head.current else {
+            logger.notice("what another version has kept is not used", metadata: ["schema": "\(head.schema)"])
+            return nil
+        }
+        guard bytes.last == 0x0a, let last = lines.popLast(),
+            let seal = try? decoder.decode(Seal.self, from: Data(last)),
+            seal.sha256 == Seal(SHA256.hash(data: bytes.dropLast(last.count + 1))).sha256
+        else {
+            logger.warning("what an earlier agent has kept is damaged, and is not used", metadata: ["file": "\(path)"])
+            return nil
+        }
         var resources: [ResourceKey: ResourceEntry] = [:]
         for line in lines.dropFirst() {
             // One that is not whole is as bad as none.
@@ -105,6 +134,8 @@ actor ResourceCache {
         private var keys: [ResourceKey]
         private let cluster: ClusterState
         private var head: [UInt8]?
+        private var hash = SHA256()
+        private var isSealed = false
         private let encoder = JSONEncoder()
 
         init(_ head: Head, _ cluster: ClusterState) throws {
@@ -114,6 +145,16 @@ actor ResourceCache {
         }
 
         mutating func next() -> [UInt8]? {
+            guard !isSealed else { return nil }
+            guard let piece = nextLines() else {
+                isSealed = true
+                return (try? encoder.encode(Seal(hash.finalize()))).map { Array($0) + [0x0a] }
+            }
+            hash.update(data: piece)
+            return piece
+        }
+
+        private mutating func nextLines() -> [UInt8]? {
             if let head {
                 self.head = nil
                 return head

@@ -80,7 +80,7 @@ public struct Attachment: Sendable, Hashable {
 
     /// Handle and priority of our clsact filters: ours alone by convention.
     private var handle: UInt32 { 1 + role.rawValue }
-    private var priority: UInt32 { 0x7767 + role.rawValue }
+    private var priority: UInt32 { Self.firstPriority + role.rawValue }
 
     /// Attaches a program, or replaces ours in one step when it is there. `pin` is where a
     /// tcx link is kept; a pin of a link whose device is gone is replaced.
@@ -109,8 +109,10 @@ public struct Attachment: Sendable, Hashable {
         }
     }
 
+    /// Of the hooks' filters; the second lock's is the next.
+    public static let firstPriority: UInt32 = 0x7767
     /// Priorities of our clsact filters.
-    public static let priorities: Set<UInt32> = [0x7767, 0x7768]
+    public static let priorities: Set<UInt32> = [firstPriority, firstPriority + 1]
 
     /// Identifiers of the programs attached by tcx at a device, in the order in which they run; none where the
     /// kernel has no tcx (6.6).

@@ -6,6 +6,7 @@ internal import DataplaneMaps
 internal import Foundation
 public import Lab
 internal import Model
+internal import Netlink
 internal import OrderedCollections
 internal import SystemDescriptors
 
@@ -148,12 +149,9 @@ public struct Chaos {
         for node in site.lab.nodeNames() {
             try await site.patch(.dataplaneConfiguration, "node.\(node)", .object(["mode": .null]))
         }
-        try await site.patch(
-            .felixConfiguration, "default",
-            .object([
-                "wireguardMTU": .null, "wireguardKeepAlive": .null, "wireguardRoutingRulePriority": .null,
-                "bpfLogLevel": .null,
-            ]))
+        for (field, _) in Fault.changedSettings {
+            try await site.patch(.felixConfiguration, "default", .object([field: .null]))
+        }
         try await site.lab.wait("all nodes are as they were", within: Self.mendTime) {
             site.lab.nodeNames().allSatisfy { site.lab.status($0)?.mode == "ebpf" }
         }
@@ -194,7 +192,7 @@ public struct Chaos {
         report.faults += 1
         report.byFault[fault.name, default: 0] += 1
         let injected = monotonicNanoseconds()
-        let isMended = await waitUntilMended(traffic, fault.name.hasSuffix("changed") ? nil : calm)
+        let isMended = await waitUntilMended(traffic, fault.changesHoldings ? nil : calm)
         let mended = Int((monotonicNanoseconds() - injected) / 1_000_000)
         report.mended[fault.name] = max(report.mended[fault.name] ?? 0, mended)
         let time = Int((ContinuousClock.now - began).components.seconds)
@@ -251,7 +249,7 @@ public struct Chaos {
             guard let status = site.lab.status(node) else { continue }
             if status.mode == "ebpf" {
                 for (name, _, entries) in try NodeMaps(site.layout(node)).list()
-                where Self.maps.contains(where: { name.contains($0) }) {
+                where FaultSite.steeringMaps.contains(where: { name.contains($0) }) {
                     result["\(node) \(name)"] = "\(entries)"
                 }
             } else {
@@ -268,8 +266,6 @@ public struct Chaos {
         }
         return result
     }
-
-    private static let maps = ["route_", "config", "endpoint", "local", "source", "interface", "destination"]
 
     /// Until packets go their way, all peers are ready, every program is attached, and the maps hold what they held.
     private func waitUntilMended(_ traffic: ChaosTraffic, _ calm: [String: String]?) async -> Bool {
@@ -305,13 +301,27 @@ public struct Chaos {
         }
     }
 
+    /// Whether each hook that the agent tells of has a filter at its device, by clsact.
+    private func hasFilters(_ node: String, _ status: StatusReport) async -> Bool {
+        let counts = try? await site.on(node) {
+            let session = try RouteSession()
+            return try status.attachments.map { point in
+                guard let link = try session.link(named: point.device) else { return 0 }
+                return try session.foreignFilters(
+                    interface: link.index, isEgress: ["to_uplink", "to_wireguard", "guard_out"].contains(point.hook),
+                    own: [Attachment.firstPriority + (point.hook.hasPrefix("guard_") ? 0 : 1)])
+            }
+        }
+        return counts?.allSatisfy { $0 > 0 } ?? false
+    }
+
     /// Whether an agent runs that has nothing to complain of, and programs and second lock are where they should be.
     private func isWhole(_ node: String) async -> Bool {
         guard let status = site.lab.status(node),  // The audit tells for a minute of what was lost.
             status.problems.allSatisfy({ $0.severity == .warning || $0.resource == "Audit" }),
             await site.lab.agent(node)?.identifier == status.process
         else { return false }
-        guard status.attachment == "tcx" else { return true }
+        guard status.attachment == "tcx" else { return await hasFilters(node, status) }
         let layout = site.layout(node)
         let links = layout.pinnedLinks() + layout.pinnedGuardLinks()
         return links.count >= status.attachments.count

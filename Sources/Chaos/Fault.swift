@@ -18,16 +18,19 @@ public struct Fault: Sendable {
     public var text: String
     /// A gap is no failure: what carried packets is gone until the agent has mended it. Connections must hold all the same.
     public var mayInterrupt: Bool
+    /// What is there to carry packets may be other afterwards: another mode, another setting.
+    public var changesHoldings: Bool
     /// Does it, and says what exactly; nil: there is nothing here now that it could be done to.
     let inject: @Sendable (FaultSite, inout SeededGenerator) async throws -> String?
 
     init(
-        _ name: String, _ text: String, mayInterrupt: Bool = false,
+        _ name: String, _ text: String, mayInterrupt: Bool = false, changesHoldings: Bool = false,
         _ inject: @escaping @Sendable (FaultSite, inout SeededGenerator) async throws -> String?
     ) {
         self.name = name
         self.text = text
         self.mayInterrupt = mayInterrupt
+        self.changesHoldings = changesHoldings
         self.inject = inject
     }
 
@@ -99,6 +102,9 @@ struct FaultSite: Sendable {
             return "\(state.listeningPort) \(state.firewallMark) \(link.mtu) \(link.isUp) \(addresses) \(allowed)"
         }
     }
+
+    /// What is in the names of the maps that say where packets go.
+    static let steeringMaps = ["route_", "config", "endpoint", "local", "source", "interface", "destination"]
 
     /// Where a node's maps and links are pinned, as this process sees it.
     func layout(_ node: String) -> PinLayout { PinLayout(root: lab.paths.pins(node)) }

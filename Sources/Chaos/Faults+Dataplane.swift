@@ -20,11 +20,11 @@ extension Fault {
                 try BPFTampering.detach(link: link.pin)
                 return "\(node), \(link.hook.name) of device \(link.interface)"
             }
-            let devices = Set(site.lab.status(node)?.attachments.map(\.device) ?? []).sorted()
-            guard let device = devices.randomElement(using: &random) else { return nil }
-            let way = ["ingress", "egress"][Int.random(in: 0...1, using: &random)]
-            try await site.run(node, "tc filter delete dev \(device) \(way) pref 30567")
-            return "\(node), \(way) of \(device)"
+            let hooks = site.lab.status(node)?.attachments.filter { !$0.hook.hasPrefix("guard_") } ?? []
+            guard let place = hooks.randomElement(using: &random) else { return nil }
+            let way = ["to_uplink", "to_wireguard"].contains(place.hook) ? "egress" : "ingress"
+            try await site.run(node, "tc filter delete dev \(place.device) \(way) pref \(Attachment.firstPriority)")
+            return "\(node), \(place.hook) of \(place.device)"
         },
         Fault("qdisc-deleted", "a clsact qdisc is deleted, with the programs that it has", mayInterrupt: true) {
             site, random in
@@ -52,7 +52,7 @@ extension Fault {
             guard let node = site.node("ebpf", &random) else { return nil }
             let folder = site.layout(node).folder
             let names = try listFolder(folder).map(\.name).filter { name in
-                ["route_", "config", "endpoint", "local", "source", "destination"].contains { name.contains($0) }
+                FaultSite.steeringMaps.contains { name.contains($0) }
             }
             guard let name = names.randomElement(using: &random) else { return nil }
             let count = try BPFTampering.empty(map: "\(folder)/\(name)")
@@ -158,6 +158,14 @@ extension Fault {
         },
     ]
 
+    /// Fields of the FelixConfiguration that `settings-changed` sets, and to what.
+    static let changedSettings: [(String, [ManifestValue])] = [
+        ("wireguardMTU", [.integer(0), .integer(1400), .integer(1380)]),
+        ("wireguardKeepAlive", ["25s", "0s"]),
+        ("wireguardRoutingRulePriority", [.integer(99), .integer(150)]),
+        ("bpfLogLevel", ["Info", "Off"]),
+    ]
+
     static let ofNodes: [Fault] = [
         Fault("node-reboots", "a node has what it has after a reboot: other keys, no programs", mayInterrupt: true) {
             site, random in
@@ -171,21 +179,17 @@ extension Fault {
             try await site.lab.startAgent(node)
             return "\(node), \(time) ms"
         },
-        Fault("mode-changed", "a node goes from eBPF to route mode, or back") { site, random in
+        Fault("mode-changed", "a node goes from eBPF to route mode, or back", changesHoldings: true) {
+            site, random in
             let node = site.anyNode(&random)
             let mode = site.lab.status(node)?.mode == "ebpf" ? "Route" : "EBPF"
             try await site.patch(.dataplaneConfiguration, "node.\(node)", .object(["mode": .string(mode)]))
             try await site.lab.wait("\(node) is in mode \(mode)") { site.lab.status(node)?.mode == mode.lowercased() }
             return "\(node) to \(mode)"
         },
-        Fault("settings-changed", "an option is changed while traffic goes on") { site, random in
-            let choices: [(String, [ManifestValue])] = [
-                ("wireguardMTU", [.integer(0), .integer(1400), .integer(1380)]),
-                ("wireguardKeepAlive", ["25s", "0s"]),
-                ("wireguardRoutingRulePriority", [.integer(99), .integer(150)]),
-                ("bpfLogLevel", ["Info", "Off"]),
-            ]
-            let (field, values) = choices[Int.random(in: 0..<choices.count, using: &random)]
+        Fault("settings-changed", "an option is changed while traffic goes on", changesHoldings: true) {
+            site, random in
+            let (field, values) = changedSettings[Int.random(in: 0..<changedSettings.count, using: &random)]
             let value = values[Int.random(in: 0..<values.count, using: &random)]
             try await site.patch(.felixConfiguration, "default", .object([field: value]))
             try await site.lab.wait("\(field) is \(value.text)", within: Chaos.mendTime) {

@@ -25,6 +25,8 @@ public struct Snapshot: Sendable {
 public protocol Datastore: Sendable {
     /// For people: `directory:/path`.
     var location: String { get }
+    /// Why somebody else on the way could speak for it; nil: nobody can.
+    var exposure: String? { get }
     /// The state now, of these kinds.
     func read(_ kinds: Set<ResourceKind>) async throws -> Snapshot
     /// Changes one resource as one step: `change` gets what is there (nil: nothing) and
@@ -44,6 +46,7 @@ public protocol Datastore: Sendable {
 }
 
 extension Datastore {
+    public var exposure: String? { nil }
     public func read() async throws -> Snapshot { try await read(Set(ResourceKind.allCases)) }
     public func apply(_ manifest: Manifest) async throws {
         try await update(manifest.key) { _ in manifest.content }

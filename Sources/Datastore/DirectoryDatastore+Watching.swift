@@ -227,8 +227,8 @@ extension DirectoryDatastore {
     /// goes, a second at most; not for pods, which go by themselves.
     private nonisolated func waitForMoreToGo() async {
         var gone = await countGone()
-        for _ in 0..<20 where gone > 0 {
-            try? await Task.sleep(for: .milliseconds(50))
+        for _ in 0..<10 where gone > 0 {
+            try? await Task.sleep(for: .milliseconds(100))
             let more = await countGone()
             if more <= gone { return }
             gone = more

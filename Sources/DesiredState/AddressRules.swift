@@ -19,7 +19,7 @@ public struct AddressRules: Sendable, Hashable {
     public func refusal(of cidr: CIDR) -> (message: String, remedy: String)? {
         let address = cidr.address
         if cidr.prefixLength == 0 || address.isLoopback || address.isMulticast || address.isUnspecified
-            || address.isLinkLocal
+            || address.isLinkLocal || Self.reserved.contains(where: cidr.contains)
         {
             return ("is no prefix that pods can have, and is ignored", "use a prefix of one of the IP pools")
         }
@@ -45,6 +45,10 @@ public struct AddressRules: Sendable, Hashable {
         }
         return nil
     }
+
+    /// What a shorter prefix must not cover: loopback, link-local and multicast (RFC 6890, RFC 5771, RFC 4291).
+    private static let reserved = ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"]
+        .compactMap { CIDR($0) }
 
     private func firstNodeAddress(in cidr: CIDR) -> IPAddress? {
         if cidr.isHost { return nodeAddressSet.contains(cidr.address) ? cidr.address : nil }

@@ -51,16 +51,19 @@ public struct KeyPins: Sendable, Hashable {
         }
     }
 
-    /// Whose each pinned key is: of two nodes that claim one, that node had it first.
+    /// Whose each pinned key is: of the nodes that publish it the one for which it is pinned, where that is one.
     func owners(_ cluster: ClusterState) -> [PublicKey: String] {
         guard let choice, choice != .disabled else { return [:] }
-        var owners: [PublicKey: String] = [:]
+        var claims: [PublicKey: Set<String>] = [:]
         for family in AddressFamily.allCases {
-            let pins =
-                choice == .firstUse ? self[family] : cluster.nodes.compactMapValues { $0.pinnedKeys[family] }
-            for (name, key) in pins.sorted(by: { $0.key < $1.key }) where owners[key] == nil { owners[key] = name }
+            for (name, node) in cluster.nodes {
+                guard let key = node.publicKeys[family] else { continue }
+                if key == (choice == .firstUse ? self[family][name] : node.pinnedKeys[family]) {
+                    claims[key, default: []].insert(name)
+                }
+            }
         }
-        return owners
+        return claims.filter { $0.value.count == 1 }.compactMapValues(\.first)
     }
 
     /// Nodes whose keys are pinned: those who are not believed have a key that is wrong, not none.

@@ -169,8 +169,8 @@ public struct NodePlan: Sendable {
         let common = Settings(felix: felix.filter { $0.key.name == "default" }, dataplane: [], node: "")
         commonPorts = [.ipv4: common.ipv4.listeningPort, .ipv6: common.ipv6.listeningPort]
         var history = keyOwners
+        for (key, name) in self.keyPins.owners(cluster) { history[key] = name }
         for key in ownKeys.values { history[key] = node }
-        for (key, name) in self.keyPins.owners(cluster) where history[key] == nil { history[key] = name }
         for family in AddressFamily.allCases {
             self[family] = plan(family, cluster, ownership, history, &problems)
             guard isByWorkloads else { continue }
@@ -219,9 +219,10 @@ public struct NodePlan: Sendable {
             plan.peers[name] = PeerPlan(
                 node: name, publicKey: key, endpoint: endpoint, allowedIPs: allowed, address: address)
         }
-        // Of nodes without WireGuard only: an annotation that was forgotten exempts nobody else.
-        plan.exempt = Set(cluster.nodes.values.filter(\.isStrictModeExempt).map(\.name))
-            .subtracting(plan.peers.keys).subtracting(keyPins.names(family, cluster))
+        // Of nodes without WireGuard only: an annotation that was forgotten exempts nobody else, nor does a key that is
+        // refused.
+        let exempt = cluster.nodes.values.filter { $0.isStrictModeExempt && $0.publicKeys[family] == nil }
+        plan.exempt = Set(exempt.map(\.name)).subtracting(keyPins.names(family, cluster))
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan
     }

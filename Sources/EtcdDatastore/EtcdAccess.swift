@@ -63,6 +63,12 @@ public struct EtcdAccess: Sendable {
 
     public init(endpoints: [Endpoint]) { self.endpoints = endpoints }
 
+    /// See `Datastore.exposure`.
+    var exposure: String? {
+        guard let plain = endpoints.first(where: { !$0.isEncrypted }) else { return nil }
+        return "\(plain) is spoken to without TLS\(password == nil ? "" : ", the password too")"
+    }
+
     /// `hosts`: endpoints with commas between. Files and user come from the variables that Calico has for etcd:
     /// `ETCD_CA_CERT_FILE`, `ETCD_CERT_FILE`, `ETCD_KEY_FILE`, `ETCD_USERNAME`, `ETCD_PASSWORD`, and
     /// `ETCD_PASSWORD_FILE` beside them.

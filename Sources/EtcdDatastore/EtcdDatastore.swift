@@ -9,6 +9,7 @@ public import Model
 /// Resources in etcd v3, for clusters without Kubernetes.
 public struct EtcdDatastore: Datastore {
     public let location: String
+    public var exposure: String? { client.access.exposure }
     private let client: EtcdClient
     private let logger: Logger
     private let pageSize: Int

@@ -47,6 +47,12 @@ public struct KubernetesAccess: Sendable {
         self.identity = identity
     }
 
+    /// See `Datastore.exposure`.
+    var exposure: String? {
+        if server.hasPrefix("http://") { return "\(server) is spoken to without TLS, as whoever it is" }
+        return isUnverified ? "the certificate of \(server) is not verified (insecure-skip-tls-verify)" : nil
+    }
+
     static let serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
 
     /// As a pod finds it: `KUBERNETES_SERVICE_HOST`, `KUBERNETES_SERVICE_PORT` and the service account's files. Nil

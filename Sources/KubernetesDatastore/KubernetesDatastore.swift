@@ -13,6 +13,7 @@ internal import OrderedCollections
 /// where its CustomResourceDefinition is not there.
 public struct KubernetesDatastore: Datastore {
     public let location: String
+    public var exposure: String? { client.access.exposure }
     private let client: KubernetesClient
     private let logger: Logger
     private let pageSize: Int

@@ -9,7 +9,7 @@ extension EBPFSteering {
     /// Whether all is in the maps that was to be.
     var isWritten: Bool {
         routes.errors.isEmpty && addresses.errors.isEmpty && locals.errors.isEmpty && endpoints.errors.isEmpty
-            && preparedPeers != nil
+            && sources.errors.isEmpty && interfaces.errors.isEmpty && preparedPeers != nil
     }
 
     func report() -> [Problem] {
@@ -44,7 +44,7 @@ extension EBPFSteering {
         ].compactMap { $0 }.min()
     }
 
-    /// Whether all programs are in place, so that nothing else need steer.
+    /// Whether all programs are in place, and what they steer by, so that nothing else need steer.
     public var isSettled: Bool {
         hooks.errors.isEmpty && routes.errors.isEmpty && addresses.errors.isEmpty && endpoints.errors.isEmpty
     }

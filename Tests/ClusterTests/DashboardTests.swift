@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Agent
+import DataplaneMaps
 import Foundation
 import Lab
 import Model
@@ -271,6 +272,29 @@ struct DashboardTests {
                     .trimmingCharacters(in: .whitespacesAndNewlines)
                 let mode = try await Cluster.execute(lab, "node1", ["stat", "-c", "%a", socket]).output
                 #expect(mode == "600\n")
+                // As many connections as there may be that say nothing: others there wait, the socket's are served, the
+                // agent works, and when these have gone all is well.
+                do {
+                    let node = try lab.place("node1")
+                    let silent = try await Task.detachedThread {
+                        try node.run {
+                            try (0..<140).map { _ in
+                                let socket = try InternetSocket(.tcp, isIPv6: false, timeoutMilliseconds: 3000)
+                                try socket.connect(SocketAddress([127, 0, 0, 1], port: 9586))
+                                return socket
+                            }
+                        }
+                    }
+                    #expect(try await get(lab, "node1", "-m", "1", url).isEmpty)
+                    #expect(try await get(lab, "node1", "--unix-socket", socket, "http://node/").contains("200 OK"))
+                    let pod = try await lab.addPod(
+                        "late", node: 1, addresses: [LabAddresses.pod(1, 30, .ipv4)], device: "cali1late")
+                    try await lab.wait("the agent knows of pods that come") {
+                        try lab.maps("node1").locals.entries()[pod.addresses[0]] != nil
+                    }
+                    #expect(silent.count == 140)
+                }
+                try await lab.wait("the page answers again") { try await get(lab, "node1", url).contains("200 OK") }
                 // Without token and certificate it stays on loopback.
                 try await Cluster.configure(lab, ["dashboardAddress": "10.0.0.1:9586"], node: "node1")
                 try await lab.wait("status names the field") {

@@ -4,9 +4,11 @@ import Agent
 import BPF
 import Chaos
 import DataplaneMaps
+import Datastore
 import Foundation
 import Lab
 import Model
+import Netlink
 import OrderedCollections
 import Synchronization
 import SystemDescriptors
@@ -35,24 +37,36 @@ struct FaultTests {
         }
     }
 
-    @Test("a map that is full: what is new is closed and named, all else goes on, and it comes when there is room")
-    func full() async throws {
-        try await Cluster.run(nodes: 2, pods: 1, families: [.ipv4], platform: .eks) { lab in
+    @Test(
+        "a map that is full: what is new is closed and named, all else goes on, and it comes when there is room",
+        arguments: [RoutePlace.address, .prefix])
+    func full(_ place: RoutePlace) async throws {
+        let platform: LabPlatform = place == .address ? .eks : .onPremises
+        try await Cluster.run(nodes: 2, pods: 1, families: [.ipv4], platform: platform) { lab in
             try await Cluster.configure(lab, ["wireguardStrictMode": "Enabled"])
             try await lab.wait("strict mode is on") {
                 lab.nodeNames().allSatisfy { lab.status($0)?.strictMode == true }
             }
+            let capture = try UnderlayCapture(
+                underlay: lab.place("underlay"), pools: [LabAddresses.pool(.ipv4)])
             let traffic = try await Traffic.start(lab, interval: 5000)
             let maps = try lab.maps("node1")
-            // 198.18.0.0/15 has half as many as the map has room for: twice as many as fit.
+            // 198.16.0.0/13 has more than the map has room for.
             let junk = (0..<UInt32(1 << 19)).map { number in
-                (key: IPAddress(family: .ipv4, bits: UInt128(0xc612_0000 + number)), value: UInt32(0))
+                (key: IPAddress(family: .ipv4, bits: UInt128(0xc610_0000 + number)), value: UInt32(0))
             }
             let stop = StopFlag()
             let filler = BackgroundThread {
                 while !stop.isRaised {
-                    for part in 0..<128 {
-                        try? maps.routes.update(addresses: Array(junk[part << 12..<(part + 1) << 12]))
+                    if place == .address {
+                        for part in 0..<128 {
+                            try? maps.routes.update(addresses: Array(junk[part << 12..<(part + 1) << 12]))
+                        }
+                    } else {
+                        for (address, _) in junk where address.bits & 1 == 0 && !stop.isRaised {
+                            guard let pair = CIDR(masking: address, prefixLength: 31) else { continue }
+                            try? maps.routes.update(pair, slot: 0, place: .prefix)
+                        }
                     }
                 }
             }
@@ -60,47 +74,88 @@ struct FaultTests {
                 stop.raise()
                 filler.join()
             }
-            try await lab.wait("the map is full", within: .seconds(30)) {
-                try maps.routes.addressEntries().count > 262_000
+            func count() throws -> Int {
+                place == .address
+                    ? try maps.routes.addressEntries().count
+                    : try maps.routes.placedPrefixes().values.count { $0.place == .prefix }
             }
-            let address = LabAddresses.pod(2, 20, .ipv4)
-            _ = try await lab.addPod("late", node: 2, addresses: [address], device: "eni2late")
+            try await lab.wait("the map is full", within: .seconds(30)) {
+                try count() > (place == .address ? 262_000 : 131_000)
+            }
+            let (address, block) = (LabAddresses.pod(2, 20, .ipv4), "10.48.77.16/28")
+            if place == .address {
+                _ = try await lab.addPod("late", node: 2, addresses: [address], device: "eni2late")
+            } else {
+                // In the pool, and nobody knows whose it is.
+                let prober = Prober(try lab.place("node1-pod1"))
+                let unknown = try #require(IPAddress("10.48.77.17")).bytes
+                let before = try maps.counters.read(.fromPod, .dropClear).packets
+                let answered = try await Task.detachedThread {
+                    prober.ask(.icmp, unknown, identifier: 2, timeoutMilliseconds: 200)
+                }
+                let dropped = try maps.counters.read(.fromPod, .dropClear).packets - before
+                #expect(!answered && dropped > 0)
+                // Of another length than the others: these are in a hash.
+                try await lab.datastore.update(ResourceKey(.ipamBlock, "late")) { _ in
+                    .object([
+                        "apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMBlock",
+                        "metadata": .object(["name": "late"]),
+                        "spec": .object(["cidr": .string(block), "affinity": "host:node2"]),
+                    ])
+                }
+            }
+            let words = place == .address ? "\(address)" : block
             try await lab.wait("the agent names it", within: .seconds(25)) {
-                lab.status("node1")?.problems.contains { $0.description.contains("\(address)") } == true
+                lab.status("node1")?.problems.contains { $0.description.contains(words) } == true
             }
             stop.raise()
             filler.join()
+            let inside = place == .address ? address : try #require(CIDR(block)).address
             try await lab.wait("it comes when there is room", within: .seconds(40)) {
-                try maps.routes.addressEntries().count < 1000
-                    && maps.routes.slot(of: address) >= DestinationSlot.firstPeer
+                try count() < 1000 && maps.routes.slot(of: inside) >= DestinationSlot.firstPeer
             }
             try await traffic.goesOn(lab)
             try await expectNoLoss(await traffic.stop(), lab)
+            let seen = capture.stop()
+            #expect(seen.clearPackets == 0 && seen.lost == 0 && seen.wireguardPackets > 100, "\(seen)")
         }
     }
 
     @Test(
         "agents are killed as they start, and others take over: at each hook is one program of ours at all times",
-        .enabled(if: AttachmentMechanism.probe() == .tcx, "kernel: has no tcx, whose chains can be looked at"))
-    func oneProgram() async throws {
-        try await Cluster.run(nodes: 2, pods: 1) { lab in
+        arguments: Cluster.attachments)
+    func oneProgram(_ attachment: AttachmentChoice) async throws {
+        try await Cluster.run(nodes: 2, pods: 1, attachment: attachment) { lab in
             let layout = PinLayout(root: lab.paths.pins("node1"))
-            let points = layout.pinnedLinks().map { link in
-                (link.interface, [.toUplink, .toWireGuard].contains(link.hook) ? AttachmentDirection.egress : .ingress)
-            }
-            #expect(points.count >= 7, "a pod's, the uplink's, and two of each tunnel")
+            let attached = lab.status("node1")?.attachments ?? []
+            #expect(attached.count >= 7, "a pod's, the uplink's, and two of each tunnel")
             let place = try lab.place("node1")
             let stop = StopFlag()
-            let counts = Mutex<[Int: Int]>([:])
+            // By hook: how often so many were seen.
+            let counts = Mutex<[String: [Int: Int]]>([:])
+            let failure = Mutex<(any Error)?>(nil)
             let sampler = BackgroundThread {
-                try? place.run {
-                    while !stop.isRaised {
-                        for (interface, direction) in points {
-                            let count = Attachment.tcxPrograms(interface: interface, direction: direction).count
-                            counts.withLock { $0[count, default: 0] += 1 }
+                do {
+                    try place.run {
+                        let session = try RouteSession()
+                        while !stop.isRaised {
+                            for point in attached {
+                                let isEgress = ["to_uplink", "to_wireguard"].contains(point.hook)
+                                guard let index = try session.link(named: point.device)?.index else { continue }
+                                let count =
+                                    attachment == .tc
+                                    ? try session.foreignFilters(interface: index, isEgress: isEgress, own: [])
+                                    : Attachment.tcxPrograms(interface: index, direction: isEgress ? .egress : .ingress)
+                                        .count
+                                counts.withLock {
+                                    $0["\(point.hook) of \(point.device)", default: [:]][count, default: 0] += 1
+                                }
+                            }
+                            Thread.sleep(forTimeInterval: 0.005)
                         }
-                        Thread.sleep(forTimeInterval: 0.005)
                     }
+                } catch {
+                    failure.withLock { $0 = error }
                 }
             }
             defer {
@@ -124,8 +179,14 @@ struct FaultTests {
             try await lab.waitUntilSettled(enabled: true)
             stop.raise()
             sampler.join()
-            let seen = counts.withLock { $0 }
-            #expect(seen.keys.sorted() == [1] && seen[1] ?? 0 > 1000, "\(seen)")
+            let (seen, error) = (counts.withLock { $0 }, failure.withLock { $0 })
+            #expect(error == nil)
+            // A filter is told of in two messages: its priority's head, and itself.
+            let one = attachment == .tc ? 2 : 1
+            #expect(
+                seen.count == attached.count
+                    && seen.values.allSatisfy { $0.keys.sorted() == [one] && $0[one] ?? 0 > 100 },
+                "\(seen)")
         }
     }
 

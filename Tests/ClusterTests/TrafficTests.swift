@@ -137,6 +137,52 @@ struct TrafficTests {
         }
     }
 
+    @Test("the underlay's MTU becomes smaller and larger under streams of full segments: they go on")
+    func changingMTU() async throws {
+        try await Cluster.run(podMTU: 9000) { lab in
+            try await withServer(lab, "node2-pod1") {
+                let target = try await Cluster.pod(lab, "node2-pod1")
+                let source = try lab.place("node1-pod1")
+                var streams: [StreamProbe] = []
+                for mtu in [1500, 1400, 9000, 1500] {
+                    // Who sends learns of a smaller one first, so that nobody sends what the other takes no more.
+                    let nodes = lab.nodeNames().map { ($0, "eth0") }
+                    let ports = lab.nodeNames().map { ("underlay", $0) }
+                    for (place, device) in mtu == 9000 ? ports + nodes : nodes + ports {
+                        let set = try await Cluster.execute(
+                            lab, place, ["ip", "link", "set", "dev", device, "mtu", "\(mtu)"])
+                        try #require(set.status == 0, "\(set.output)")
+                    }
+                    try await lab.wait("the devices fit \(mtu)", within: .seconds(5)) {
+                        lab.nodeNames().allSatisfy { node in
+                            lab.status(node)?[.ipv4]?.mtu == UInt32(mtu - 60)
+                                && lab.status(node)?[.ipv6]?.mtu == UInt32(mtu - 80)
+                        }
+                    }
+                    // Those from before, and new ones, which know of no other MTU.
+                    streams += try await Task.detachedThread {
+                        try target.addresses.map {
+                            try StreamProbe(in: source, to: $0.bytes, interval: 20_000, size: 16 << 10)
+                        }
+                    }
+                    let before = streams.map(\.report.returned)
+                    try await lab.wait("streams go on at \(mtu)", within: .seconds(6)) {
+                        zip(streams, before).allSatisfy { $0.report.returned > $1 + (128 << 10) }
+                    }
+                }
+                let all = streams
+                let reports = try await Task.detachedThread { all.map { $0.stop() } }
+                for report in reports {
+                    #expect(report.failure.isEmpty && report.wrongAt == nil && report.lost == 0, "\(report)")
+                }
+            }
+            for node in lab.nodeNames() {
+                let clear = try lab.maps(node).counters.total(.clear)
+                #expect(clear.packets == 0, "\(node)")
+            }
+        }
+    }
+
     @Test("each hop of the way answers for itself: traceroute")
     func traceroute() async throws {
         try await Cluster.run { lab in

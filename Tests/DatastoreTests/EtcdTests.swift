@@ -29,9 +29,11 @@ struct EtcdTests {
         var environment = rig.server.environment("nobody")
         environment["ETCD_USERNAME"] = user
         environment["ETCD_PASSWORD"] = password
-        return EtcdDatastore(
+        let store = EtcdDatastore(
             try EtcdAccess(hosts: "http://nowhere.invalid,\(rig.server.endpoint)", environment: environment),
             logger: quiet)
+        #expect(store.exposure?.contains("without TLS, the password too") == true)
+        return store
     }
 
     @Test("user and password, the second endpoint where the first is none, a token that has run out, and rights")

@@ -83,6 +83,10 @@ final class Follower: Sendable {
     var pods: Int { inventory.cluster.pods.count }
     var isReady: Bool { inventory.isReady }
     var isAvailable: Bool { state.withLock { $0.availability.last == .available } }
+    /// What it was said to be unavailable for since `mark`.
+    var reasons: [String] {
+        state.withLock(\.availability).compactMap { if case .unavailable(let reason) = $0 { reason } else { nil } }
+    }
     var unavailability: String? {
         for case .unavailable(let reason) in state.withLock(\.availability) { return reason }
         return nil

@@ -180,6 +180,46 @@ struct KubernetesTests {
         }
     }
 
+    @Test("a server that refuses for its load, or for a size, is asked as seldom as it says; nothing is taken away")
+    func busy() async throws {
+        let refusals = [
+            ("429 Too Many Requests", "Retry-After: 2\r\n", #"{"reason":"TooManyRequests","message":"slow down"}"#),
+            ("503 Service Unavailable", "Retry-After: 2\r\n", ""),
+            ("504 Gateway Timeout", "", #"{"reason":"Timeout","message":"Too large resource version: 7, current: 3"}"#),
+            ("413 Request Entity Too Large", "", "no JSON"),
+        ]
+        for (status, header, body) in refusals {
+            let server = try await BusyServer()
+            let access = KubernetesAccess(server: "http://127.0.0.1:\(server.port)", authorities: nil, identity: .none)
+            let store = KubernetesDatastore(access, idle: .seconds(90), pageSize: 500, logger: quiet)
+            #expect(store.exposure?.contains("without TLS") == true)
+            do {
+                try await Follower.run(store) { follower in
+                    try #require(await eventually { follower.isReady && follower.nodes == ["n1", "n2"] })
+                    follower.mark()
+                    server.refuse(status, header: header, body: body)
+                    try #require(
+                        await eventually { follower.reasons.contains { $0.contains(status.prefix(3)) } }, "\(status)")
+                    if !header.isEmpty {
+                        _ = server.takeRequests()
+                        let began = ContinuousClock.now
+                        _ = await eventually { ContinuousClock.now - began > .seconds(3) }
+                        // Each kind once in two seconds at most.
+                        let requests = server.takeRequests()
+                        #expect(requests > 0 && requests <= 2 * ResourceKind.allCases.count, "\(status): \(requests)")
+                    }
+                    server.refuse(nil)
+                    #expect(await eventually { follower.isAvailable }, "\(status)")
+                    #expect(follower.lowest.nodes == 2 && follower.inventory.isComplete, "\(status)")
+                }
+            } catch {
+                await server.close()
+                throw error
+            }
+            await server.close()
+        }
+    }
+
     @Test("kubeconfigs: certificates in files and in place, tokens, a credential plugin, and what is wrong said")
     func kubeconfigs() async throws {
         try await KubernetesRig.run { rig in

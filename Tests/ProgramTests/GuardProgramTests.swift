@@ -103,7 +103,8 @@ struct GuardProgramTests {
                 PacketBuilder(a.host, a.remotePod).udp(1, 2), PacketBuilder(a.pod, a.outside).udp(1, 2),
                 PacketBuilder(a.host, a.remoteNode).udp(a.port, a.port),
             ] { #expect(try harness.run(hook, packet).verdict == Harness.passed) }
-            #expect(try harness.count(hook, .dropClear) == 2 && harness.count(hook, .dropEncapsulated) == 2)
+            let reason: Reason = hook == .guardOut ? .dropClear : .dropClearArrived
+            #expect(try harness.count(hook, reason) == 2 && harness.count(hook, .dropEncapsulated) == 2)
         }
         try guards.update(try #require(CIDR(a.family == .ipv4 ? "10.48.2.0/24" : "fd48:0:0:2::/64")), .exempt)
         #expect(try harness.run(.guardOut, pods).verdict == Harness.passed)

@@ -148,6 +148,19 @@ struct DesiredStateTests {
         for problem in plan.problems { #expect(!problem.field.isEmpty && !problem.remedy.isEmpty) }
     }
 
+    @Test("what no pod can have is refused without pools too, also where a shorter prefix covers it")
+    func reserved() throws {
+        let rules = AddressRules(ClusterState([]))
+        for text in [
+            "127.1.0.0/16", "126.0.0.0/7", "128.0.0.0/1", "169.0.0.0/8", "224.0.0.0/3", "0.0.0.0/0", "::/64",
+            "fe80::/64",
+            "fe00::/7", "ff02::/16", "::/0",
+        ] { #expect(rules.refusal(of: try #require(CIDR(text))) != nil, "\(text)") }
+        for text in ["10.0.0.0/8", "100.64.0.0/10", "192.0.2.7/32", "fd00::/8", "2000::/3"] {
+            #expect(rules.refusal(of: try #require(CIDR(text))) == nil, "\(text)")
+        }
+    }
+
     @Test("a node without an address or with a bad key has no peer, and is named")
     func badNodes() {
         let bad = [

@@ -98,15 +98,25 @@ struct FolderWatchTests {
             }
         }
         try await wait("the first state") { $0.cluster.nodes.count == 12 }
-        for number in 0..<12 {
-            try removeFile("\(folder.path)/nodes/n\(number).yaml")
-            try await Task.sleep(for: .milliseconds(10))
+        // A file each ten milliseconds. Where this process was kept waiting meanwhile, it was not that, and is done again.
+        var longest = UInt64.max
+        for attempt in 1...20 where longest > 60_000_000 {
+            (longest, fewest) = (0, .max)
+            var last = monotonicNanoseconds()
+            for number in 0..<12 {
+                try removeFile("\(folder.path)/nodes/n\(number).yaml")
+                try await Task.sleep(for: .milliseconds(10))
+                let now = monotonicNanoseconds()
+                (longest, last) = (max(longest, now - last), now)
+            }
+            try await wait("all is told, attempt \(attempt)") {
+                $0.held[.node] != nil || longest > 60_000_000 && $0.cluster.nodes.isEmpty
+            }
+            if longest <= 60_000_000 { #expect(fewest == 12) }
+            for number in 0..<12 { try write(number) }
+            try await wait("all are there again") { $0.held.isEmpty && $0.cluster.nodes.count == 12 }
         }
-        try await wait("it is held back") { $0.held[.node] != nil }
-        #expect(fewest == 12)
-        for number in 0..<12 { try write(number) }
-        try await wait("all are there again") { $0.held.isEmpty && $0.cluster.nodes.count == 12 }
-        #expect(fewest == 12)
+        #expect(longest <= 60_000_000 && fewest == 12)
         try removeFile("\(folder.path)/nodes/n3.yaml")
         try await wait("one is gone") { $0.cluster.nodes.count == 11 }
     }

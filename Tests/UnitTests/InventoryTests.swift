@@ -102,15 +102,20 @@ struct InventoryTests {
         #expect(content.head.podScope == .own && content.resources.count == 1200)
         let attributes = try FileManager.default.attributesOfItem(atPath: ResourceCache.path(options))
         #expect(attributes[.posixPermissions] as? Int == 0o600)
-        // Another's, or another schema's, is none.
+        // Another's is none.
         #expect(ResourceCache(options, location: "etcd:y", logger: DatastoreTests.logger).read() == nil)
         var other = options
         other.node = "n2"
         #expect(ResourceCache(other, location: "etcd:x", logger: DatastoreTests.logger).read() == nil)
         var text = try String(contentsOfFile: ResourceCache.path(options), encoding: .utf8)
-        try text.replacing("\"schema\":1", with: "\"schema\":2")
-            .write(toFile: ResourceCache.path(options), atomically: true, encoding: .utf8)
-        #expect(cache.read() == nil)
+        // Each byte counts, the digest's too.
+        let bytes = [UInt8](text.utf8)
+        for place in stride(from: 0, to: bytes.count, by: bytes.count / 60) + [bytes.count - 9, bytes.count - 1] {
+            var damaged = bytes
+            damaged[place] ^= 1 << UInt8(place % 7)
+            try Data(damaged).write(to: URL(filePath: ResourceCache.path(options)))
+            #expect(cache.read() == nil, "byte \(place)")
+        }
         text.removeLast(40)
         try text.write(toFile: ResourceCache.path(options), atomically: true, encoding: .utf8)
         #expect(cache.read() == nil, "half a file is none")

@@ -11,7 +11,8 @@ import Testing
 @Suite("Keys that are pinned")
 struct KeyPinTests {
     private func plan(
-        _ choice: String, _ nodes: [Manifest], pins: KeyPins = KeyPins(), strict: Bool = true
+        _ choice: String, _ nodes: [Manifest], pins: KeyPins = KeyPins(), strict: Bool = true,
+        history: [PublicKey: String] = [:], ownKeys: [AddressFamily: PublicKey] = [:]
     ) -> NodePlan {
         let settings = Make.manifest(
             .dataplaneConfiguration, "default",
@@ -20,7 +21,8 @@ struct KeyPinTests {
                     "wireguardKeyPinning": .string(choice), "wireguardStrictMode": strict ? "Enabled" : "Disabled",
                 ])
             ]))
-        return NodePlan(ClusterState(nodes + [settings]), node: "n1", keyPins: pins)
+        return NodePlan(
+            ClusterState(nodes + [settings]), node: "n1", ownKeys: ownKeys, keyOwners: history, keyPins: pins)
     }
 
     /// Of an agent; goes with this.
@@ -44,6 +46,12 @@ struct KeyPinTests {
         )
         let none = plan("Annotation", [own, Make.node("n2", "10.0.0.2", key: Make.key(2))])
         #expect(none.ipv4.peers.isEmpty && none.problems.contains { $0.message.contains("is not pinned") })
+        // A key that is refused is one all the same: the node is no node without WireGuard.
+        let exempt = [NodeAnnotation.strictModeExempt: "true"]
+        let refused = plan("Annotation", [own, Make.node("n2", "10.0.0.2", key: Make.key(2), annotations: exempt)])
+        #expect(refused.ipv4.peers.isEmpty && refused.ipv4.exempt.isEmpty)
+        let keyless = plan("Annotation", [own, Make.node("n2", "10.0.0.2", annotations: exempt)])
+        #expect(keyless.ipv4.exempt == ["n2"])
         let off = plan("Disabled", [own, Make.node("n2", "10.0.0.2", key: Make.key(3), annotations: pin)])
         #expect(off.ipv4.peers.count == 1)
     }
@@ -132,5 +140,20 @@ struct KeyPinTests {
         var pins = KeyPins()
         pins.ipv4["n2"] = Make.key(2)
         #expect(plan("FirstUse", claims, pins: pins).ipv4.peers.keys.sorted() == ["n2"])
+        // What an operator says is later than what was before; but this node's own key is its own.
+        let before = [Make.key(2): "a9"]
+        #expect(plan("FirstUse", claims, pins: pins, history: before).ipv4.peers.keys.sorted() == ["n2"])
+        // A pin of a node that is gone, or that another one has copied, says nothing.
+        pins.ipv4 = ["a0": Make.key(2)]
+        #expect(plan("FirstUse", claims, pins: pins, history: before).ipv4.peers.keys.sorted() == ["a9"])
+        let pin = [NodeAnnotation.pinnedKey(.ipv4): Make.key(2).description]
+        let copied = [
+            own, Make.node("n2", "10.0.0.2", key: Make.key(2), annotations: pin),
+            Make.node("a9", "10.0.0.9", key: Make.key(2), annotations: pin),
+        ]
+        #expect(plan("Annotation", copied, history: [Make.key(2): "n2"]).ipv4.peers.keys.sorted() == ["n2"])
+        pins.ipv4 = ["n2": Make.key(1)]
+        let thief = [own, Make.node("n2", "10.0.0.2", key: Make.key(1))]
+        #expect(plan("FirstUse", thief, pins: pins, ownKeys: [.ipv4: Make.key(1)]).ipv4.peers.isEmpty)
     }
 }

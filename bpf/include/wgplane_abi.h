@@ -2,8 +2,9 @@
 /*
  * The one place where the kernel programs and the Swift agent agree.
  *
- * Every map key, map value, limit, mark and reason is declared here once; the
- * .bpf.c programs and the Swift module CDataplaneABI include this very file.
+ * Every map key, map value, limit, mark and reason is declared once, here or in the
+ * two files that this one includes; the .bpf.c programs and the Swift module
+ * CDataplaneABI include this very file.
  *
  * Byte order: fields of type __be16/__be32 and all IPv6 addresses hold network
  * byte order as they stand in the packet; everything else is host order.
@@ -229,13 +230,14 @@ _Static_assert(sizeof(struct wgp_endpoint) == 8, "endpoint");
 enum wgp_config_flag {
 	WGP_CONFIG_ENABLED4 = 1 << 0,
 	WGP_CONFIG_ENABLED6 = 1 << 1,
-	WGP_CONFIG_DIRECT = 1 << 2, /* from_pod redirects; else to_uplink steers */
+	/* from_pod redirects and from_wireguard delivers; else the kernel forwards, to_uplink steers */
+	WGP_CONFIG_DIRECT = 1 << 2,
 	WGP_CONFIG_STRICT = 1 << 3, /* what cannot be encrypted is dropped */
 	WGP_CONFIG_HOSTS = 1 << 4, /* host encryption: nodes' own traffic is promised too */
 	WGP_CONFIG_SOURCES = 1 << 5, /* pods send from their own addresses only */
 	WGP_CONFIG_CONNTRACK = 1 << 6, /* a flow's first packet asks conntrack */
-	WGP_CONFIG_CLSACT = 1 << 8, /* programs attached by clsact work; else those of tcx */
 	WGP_CONFIG_ROAMING = 1 << 7, /* a peer is behind NAT: anybody may speak WireGuard to us */
+	WGP_CONFIG_CLSACT = 1 << 8, /* programs attached by clsact work; else those of tcx */
 };
 
 /* Ports whose flows between nodes stay in clear under host encryption. */

@@ -2,7 +2,8 @@
 /*
  * Strict mode's second lock: small, with maps of its own, attached as the hooks are, and behind
  * them. Whatever goes wrong there, no packet from a pod to a pod
- * crosses an uplink in clear. It knows prefixes and nothing else.
+ * crosses an uplink in clear, plain or in VXLAN or IP in IP. It knows prefixes and nothing else: what is
+ * behind a VLAN tag in the frame, or behind extension headers of a wrapper, is the hooks' matter alone.
  */
 #ifndef WGPLANE_LIB_SECOND_LOCK_H
 #define WGPLANE_LIB_SECOND_LOCK_H
@@ -84,8 +85,10 @@ static __always_inline __u32 wgp_inner_offset(struct __sk_buff *skb, __u32 offse
 static __always_inline int wgp_second_lock(struct __sk_buff *skb, __u32 hook)
 {
 	__u32 offset = constants.link_header_length, inner;
-	__u32 index = WGP_REASON_DROP_CLEAR * WGP_HOOK_COUNT + hook;
+	__u32 reason =
+		hook == WGP_HOOK_GUARD_IN ? WGP_REASON_DROP_CLEAR_ARRIVED : WGP_REASON_DROP_CLEAR;
 	struct wgp_counter *counter;
+	__u32 index;
 
 	if (offset && skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
@@ -94,8 +97,9 @@ static __always_inline int wgp_second_lock(struct __sk_buff *skb, __u32 hook)
 		inner = wgp_inner_offset(skb, offset);
 		if (!inner || !wgp_is_pods(skb, inner))
 			return WGP_PASS;
-		index = WGP_REASON_DROP_ENCAPSULATED * WGP_HOOK_COUNT + hook;
+		reason = WGP_REASON_DROP_ENCAPSULATED;
 	}
+	index = reason * WGP_HOOK_COUNT + hook;
 	counter = bpf_map_lookup_elem(&counters, &index);
 	if (counter) {
 		counter->packets += skb->gso_segs > 1 ? skb->gso_segs : 1;
