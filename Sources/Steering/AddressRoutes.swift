@@ -43,10 +43,18 @@ struct AddressRoutes: Sendable {
     /// So many are written at once, and all flows look their routes up again.
     private static let many = 256
 
-    /// Takes what is in the map.
+    /// Takes what is in the map. What differs from what was put there is looked at again; the rest is as it was wanted.
     mutating func adopt(_ actual: [IPAddress: UInt32]) {
+        if !mustCompare {
+            let before = routes.applied
+            var isSame = actual.count == before.count
+            for (address, slot) in actual where before[address] != slot {
+                changed.insert(address)
+                isSame = false
+            }
+            if !isSame { for address in before.keys where actual[address] == nil { changed.insert(address) } }
+        }
         routes.adopt(actual)
-        mustCompare = true
     }
 
     /// These may lead elsewhere now.
