@@ -67,7 +67,9 @@ public struct EBPFSteering: SteeringBackend {
 
     private mutating func adopt(_ found: [IPAddress: UInt32]? = nil) throws {
         (preparedPeers, endpointPeers, settledRoutes) = (nil, nil, nil)
+        let before = slots
         slots = SlotAssignment(try maps.destinations.slotOwners(), count: maps.destinations.count)
+        if !slots.agrees(with: before) { addresses.noteSlots() }
         maps.destinations.setAction(DestinationSlot.outside, .clear)
         maps.destinations.setAction(DestinationSlot.pool, .clear)
         maps.destinations.setAction(DestinationSlot.local, .stack)

@@ -19,6 +19,9 @@ struct SlotAssignment: Sendable {
 
     subscript(key: PeerSlotKey) -> Int? { slots[key] }
 
+    /// Whether each peer has the slot that it has there.
+    func agrees(with other: SlotAssignment) -> Bool { slots == other.slots }
+
     func owner(_ slot: Int) -> SlotOwner? { owners[slot] }
 
     mutating func setOwner(_ slot: Int, _ owner: SlotOwner) { owners[slot] = owner }

@@ -86,20 +86,26 @@ extension StoreRig {
 }
 
 /// A port of loopback that nobody has.
+///
+/// Below the range from which clients' ports are taken (ip_local_port_range): a client that tries such a one again and
+/// again before its server listens may get the very port for itself, and is connected to itself.
 func freePort() throws -> UInt16 {
-    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-    defer { close(descriptor) }
-    var address = sockaddr_in()
-    address.sin_family = sa_family_t(AF_INET)
-    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let port = withUnsafeMutablePointer(to: &address) { pointer in
-        pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { raw -> UInt16? in
-            guard bind(descriptor, raw, length) == 0, getsockname(descriptor, raw, &length) == 0 else { return nil }
-            return pointer.pointee.sin_port.bigEndian
+    for _ in 0..<200 {
+        let port = UInt16.random(in: 20_000..<32_000)
+        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        defer { close(descriptor) }
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+        address.sin_port = port.bigEndian
+        let isFree = withUnsafePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
+            }
         }
+        if isFree { return port }
     }
-    return try #require(port)
+    throw POSIXError(.EADDRINUSE)
 }
 
 /// Waits for a condition; false when it does not come.
@@ -322,7 +328,11 @@ struct KubernetesRig: StoreRig {
         if !server.etcd.process.isRunning { try server.etcd.process.start() }
         try server.process.start()
         try #require(
-            await eventually(within: .seconds(180)) { (try? await direct.read([.node])) != nil },
+            await eventually(within: .seconds(180)) {
+                // It ends where its etcd does not answer at once.
+                if !server.process.isRunning { try server.process.start() }
+                return (try? await direct.read([.node])) != nil
+            },
             "the API server answers: \(words)")
     }
 
