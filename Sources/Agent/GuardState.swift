@@ -56,7 +56,9 @@ public struct GuardState: Sendable, Codable, Equatable {
             throw ProblemsError(
                 Problem(
                     resource: "Guard", field: "state", value: path, message: "cannot be read (\(error))",
-                    remedy: "start the agent, which writes it anew; until then pods' packets may leave in clear"))
+                    remedy:
+                        "start the agent, which takes strict mode to be on and writes it anew; before that pods' packets may leave in clear"
+                ))
         }
     }
 

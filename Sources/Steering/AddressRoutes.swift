@@ -35,6 +35,7 @@ struct AddressRoutes: Sendable {
     private var families: Set<AddressFamily> = []
     private var changed: Set<IPAddress> = []
     private var mustCompare = true
+    private var looks = 0
     /// Whether they are gone is to be seen when all is known.
     private var postponed: Set<IPAddress> = []
     /// The plan's own are known.
@@ -44,7 +45,10 @@ struct AddressRoutes: Sendable {
     private static let many = 256
 
     /// Takes what is in the map. What differs from what was put there is looked at again; the rest is as it was wanted.
+    /// Every tenth time what is wanted is looked at too, lest a change that nobody noted stays for good.
     mutating func adopt(_ actual: [IPAddress: UInt32]) {
+        looks += 1
+        if looks % 10 == 0 { mustCompare = true }
         if !mustCompare {
             let before = routes.applied
             var isSame = actual.count == before.count
