@@ -148,7 +148,7 @@ public actor NodeController {
     /// peers must have been silent, for they may hear of it late.
     static let drainTime = Duration.seconds(1)
     static let drainSilence = Duration.milliseconds(700)
-    /// Of whole passes: what they compare is as it was told, or mended.
+    /// Of whole passes that compare everything: it is as it was told, or mended.
     private var pace = Pace(.seconds(10), factor: 300)
     var auditPeriod: Duration { pace.period }
 
@@ -247,9 +247,10 @@ public actor NodeController {
     func reconcile() async -> Duration {
         if let next = changeWorkloads() { return next }
         let began = monotonicNanoseconds()
-        let mark = pace.begin()
+        let (mark, compared) = (pace.begin(), lastAudit)
         defer {
-            pace.end(mark)
+            // Others come when something has changed, and at an agent's start do more than any later one.
+            if lastAudit != compared { pace.end(mark) }
             // A pass over a large cluster leaves much behind.
             if monotonicNanoseconds() - began > 20_000_000 { ProcessMemory.release() }
             statistics.notePass(
@@ -309,6 +310,8 @@ public actor NodeController {
     /// `cost`: what this pass took.
     func nextPass(_ plan: NodePlan, cost: Duration) -> Duration {
         var next = auditPeriod
+        let comparison = lastAudit + auditPeriod - .now
+        if comparison > .zero { next = min(next, comparison) }
         for (family, state) in families {
             if let look = state.peers.nextLook(plan[family].peers, now: .now, cost: cost) { next = min(next, look) }
             for until in [state.drainingUntil, state.formerPort?.until].compactMap({ $0 }) {
