@@ -17,7 +17,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8 # the marks in a test's log are no ASCII
 started=$SECONDS
-say() { printf 'test: %s\n' "$*"; }
+say() { printf 'test: after %d s: %s\n' $((SECONDS - started)) "$*"; }
 
 kernels=(5.10 6.1 6.12 newest) set=proof host=1 matrix=
 case ${1:-} in
@@ -95,7 +95,7 @@ swift build --build-tests >"$log" 2>&1 || {
 binaries=$(swift build --show-bin-path)
 wgplane=$binaries/wgplane
 export WGPLANE_BINARY=$wgplane
-say "built after $((SECONDS - started)) s"
+say "built"
 
 # Tests on this kernel: PART OPTION...
 host_part() {
@@ -138,7 +138,7 @@ if [ -n "$host" ]; then
 	programs=
 	if [ ${#kernels[@]} -gt 0 ] && [ $set = proof ]; then
 		parts=cluster
-		{ set +m && for kernel in "${kernels[@]}"; do machine "$kernel" programs $((limit + 1500)) "chrt --idle 0"; done; } &
+		{ set +m && for kernel in "${kernels[@]}"; do machine "$kernel" programs $limit "chrt --idle 0"; done; } &
 		programs=$!
 	fi
 	mkdir "$results/host"
@@ -174,7 +174,7 @@ fi
 
 write_matrix "$results/matrix.md"
 [ -z "$matrix" ] || cp "$results/matrix.md" "$matrix"
-say "done after $((SECONDS - started)) s"
+say "done"
 cat "$results/matrix.md"
 read -r passed failed lacking skipped < <(awk '{ p += $6; f += $7; l += $8; s += $9 } END { print p + 0, f + 0, l + 0, s + 0 }' "$results/lines")
 [ "$lacking" = 0 ] || say "$lacking tests of what a kernel does not have were left out there"

@@ -20,6 +20,8 @@ public struct GuardState: Sendable, Codable, Equatable {
     public var uplinkPattern: String
     /// WireGuard's devices, which are no uplinks whatever their names are.
     public var devices: [String]
+    /// Families that are held only because an earlier file was damaged: nobody has said that they are promised.
+    public var assumed: [AddressFamily]?
 
     public init(_ plan: GuardPlan, uplinkPattern: String, devices: [String]) {
         pools = plan.prefixes.filter { $0.value == .pool }.keys.sorted()

@@ -16,17 +16,19 @@ actor LookAhead {
     struct Sight: Sendable {
         /// By name.
         var devices: [String: DeviceState] = [:]
-        /// Nil: it was not looked at.
-        var addresses: [IPAddress: UInt32]?
+        /// Whose routes differ from those that were put there; nil: they were not looked at.
+        var changedAddresses: [IPAddress]?
     }
 
-    /// What cannot be seen is left out.
-    func look(_ kind: BackendKind, devices: [String], _ routes: RouteTable?) -> Sight {
+    /// What cannot be seen is left out. `placed`: the routes of single addresses that were put there.
+    func look(
+        _ kind: BackendKind, devices: [String], _ routes: RouteTable?, placed: [IPAddress: UInt32]
+    ) -> Sight {
         var sight = Sight()
         if let backend = try? BackendSelection.backend(kind) {
             for name in devices { sight.devices[name] = try? backend.state(device: name) }
         }
-        sight.addresses = try? routes?.addressEntries()
+        sight.changedAddresses = (try? routes?.addressChanges(since: placed)).map { Array($0.keys) }
         return sight
     }
 }

@@ -27,10 +27,14 @@ extension NodeController {
         let backend = try backendOrProblem(plan, &problems)
         if now - lastAudit >= auditPeriod {
             lastAudit = now
-            try steering?.resync(addresses: sight?.addresses)
+            // Of these fails each for itself.
+            let steered = Result { try steering?.resync(changed: sight?.changedAddresses) }
+            let locked = Result { try lock.resync() }
             routing?.resync()
-            try lock.resync()
+            firewall.resyncUntold()
             farEnds.forget()
+            try steered.get()
+            try locked.get()
         }
         let facts = try KernelFacts(route)
         let uplinks = uplinks(plan, facts, &problems)

@@ -92,13 +92,18 @@ extension NodeController {
 
     /// What an earlier agent has promised, as the pinned configuration or the state folder tells.
     func rememberStrictness(_ pinned: DataplaneConfig?) {
+        promised.subtract(assumed)
+        assumed = []
         var damage: (any Error)?
         do { guardState = try GuardState.read(options.stateDirectory) } catch { damage = error }
         // The file is there in strict mode only, whatever it holds.
         strictInForce = pinned?.isStrict ?? (guardState != nil || damage != nil)
         for family in AddressFamily.allCases {
-            let isKept = guardState?.pools.contains { $0.family == family } ?? (damage != nil && pinned == nil)
-            if strictInForce, pinned?[family] != nil || isKept { promised.insert(family) }
+            let isKept = guardState?.pools.contains { $0.family == family } ?? false
+            let isAssumed = guardState?.assumed?.contains(family) ?? (damage != nil && pinned == nil)
+            guard strictInForce, pinned?[family] != nil || isKept || isAssumed else { continue }
+            promised.insert(family)
+            if isAssumed { assumed.insert(family) }
         }
         if let damage, pinned == nil {
             logger.error("strict mode is taken to be on", metadata: ["reason": "\(damage)"])
@@ -107,12 +112,27 @@ extension NodeController {
 
     /// Says that strict mode stays on although the resources do not say so any more.
     func noteStrictness(_ plan: NodePlan, _ problems: inout [Problem]) {
+        // All is told: what was only assumed of a family is over where another one alone has a word.
+        if isComplete, AddressFamily.allCases.contains(where: { plan.settings.isEnabled($0) != nil }) {
+            promised.subtract(assumed.filter { plan.settings.isEnabled($0) == nil })
+        }
         strictInForce = isStrict(plan)
         if !strictInForce { promised = [] }
         for family in AddressFamily.allCases {
             // A family is promised from when it is on until it is switched off by a word.
             if plan.settings.isEnabled(family) == false { promised.remove(family) }
-            if strictInForce, plan.settings.isEnabled(family) == true { promised.insert(family) }
+            if strictInForce, plan.settings.isEnabled(family) == true {
+                promised.insert(family)
+                assumed.remove(family)
+            }
+        }
+        assumed.formIntersection(promised)
+        for family in assumed.sorted() {
+            problems.append(
+                Problem(
+                    .warning, resource: "Guard", field: "state", value: GuardState.path(options.stateDirectory),
+                    message: "was damaged, so strict mode is taken to promise \(family)",
+                    remedy: "say in FelixConfiguration/default which families are encrypted"))
         }
         guard strictInForce, plan.settings.strictMode == nil else { return }
         problems.append(
@@ -276,6 +296,7 @@ extension NodeController {
                 $0, uplinkPattern: plan.settings.dataInterfacePattern,
                 devices: deviceNames.sorted())
         }
+        if !assumed.isEmpty { state?.assumed = assumed.sorted() }
         // What cannot be read now is promised all the same.
         if guardPlan?.isPartial == true, let kept = guardState { state?.add(kept) }
         do {

@@ -28,7 +28,8 @@ extension NodeController {
         guard !names.isEmpty else { return nil }
         touchedPeers = []
         var sight = await lookAhead.look(
-            backend.kind, devices: names, isCompared ? steering?.maps.routes : nil)
+            backend.kind, devices: names, isCompared ? steering?.maps.routes : nil,
+            placed: isCompared ? steering?.placedAddresses ?? [:] : [:])
         // What has changed meanwhile may have been seen before.
         for state in families.values {
             guard let device = state.device else { continue }

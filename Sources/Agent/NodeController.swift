@@ -91,6 +91,8 @@ public actor NodeController {
     private var lastPassFailed = false
     /// Families that are promised in strict mode until a word ends it.
     var promised: Set<AddressFamily> = []
+    /// Of these those that are taken to be promised, as what says so was damaged: until the datastore has told all.
+    var assumed: Set<AddressFamily> = []
     /// Whether strict mode was on a moment ago.
     var strictInForce = false
     /// The devices that the firewall is inspected for; nil: not known yet.
@@ -311,7 +313,8 @@ public actor NodeController {
     func nextPass(_ plan: NodePlan, cost: Duration) -> Duration {
         var next = auditPeriod
         let comparison = lastAudit + auditPeriod - .now
-        if comparison > .zero { next = min(next, comparison) }
+        // What has fallen due within this pass is made up for at once.
+        if comparison > .zero - cost { next = min(next, max(.milliseconds(10), comparison)) }
         for (family, state) in families {
             if let look = state.peers.nextLook(plan[family].peers, now: .now, cost: cost) { next = min(next, look) }
             for until in [state.drainingUntil, state.formerPort?.until].compactMap({ $0 }) {

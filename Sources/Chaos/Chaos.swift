@@ -83,8 +83,11 @@ public struct Chaos {
     public mutating func run() async throws -> ChaosReport {
         let lab = site.lab
         try await proveCapture()
-        let precedence = Task { [site] in await Precedence.keep(site) }
+        let precedence = Task { [site] in await Precedence.keep(site.lab, others: ControlTunnel.ends(site.lab)) }
         defer { precedence.cancel() }
+        // Who asks and answers is in this process.
+        try? writeExistingFile("/proc/self/autogroup", Precedence.nice)
+        defer { try? writeExistingFile("/proc/self/autogroup", "0") }
         try await switchOn()
         let pods = await lab.state.pods
         let connections = options.connections

@@ -114,6 +114,22 @@ public struct RouteTable: Sendable {
         return result
     }
 
+    /// Where routes of single addresses differ from those that are known: slots; nil: there is none any more.
+    public func addressChanges(since known: [IPAddress: UInt32]) throws(BPFError) -> [IPAddress: UInt32?] {
+        let entries = try addresses.entries()
+        var changes: [IPAddress: UInt32?] = [:]
+        var seen = 0
+        for (address, route) in entries {
+            let before = known[address]
+            if before != nil { seen += 1 }
+            if before != route.slot { changes[address] = .some(route.slot) }
+        }
+        guard seen != known.count else { return changes }
+        let present = Set(entries.map(\.0))
+        for address in known.keys where !present.contains(address) { changes[address] = .some(nil) }
+        return changes
+    }
+
     /// Routes of prefixes, with their places.
     public func placedPrefixes() throws(BPFError) -> [CIDR: (slot: Int, place: RoutePlace)] {
         var result: [CIDR: (slot: Int, place: RoutePlace)] = [:]

@@ -159,9 +159,10 @@ public struct Inventory: Sendable {
         return listed == 0 || baseline >= Self.handful && listed * 10 <= baseline
     }
 
-    /// Whether so many are left of a kind that a memory of `count` would soon be held against them; see `isHeld`.
+    /// Whether so few are left of a kind that a memory of `count` would be held against them, or soon; see `isHeld`.
     public func hasLostHalf(of count: Int, _ kind: ResourceKind) -> Bool {
-        count >= Self.handful && cluster.count(of: kind) * 2 < count
+        let left = cluster.count(of: kind)
+        return left == 0 ? count > 0 : count >= Self.handful && left * 2 < count
     }
 
     private mutating func release(_ kind: ResourceKind) {

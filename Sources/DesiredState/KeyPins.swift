@@ -26,6 +26,10 @@ public struct KeyPins: Sendable, Hashable {
         _ problems: inout [Problem]
     ) -> [String: PublicKey] {
         guard let choice, choice != .disabled else { return keys }
+        // A node that does not publish its key for a moment keeps it.
+        let pinned = Dictionary(
+            self[family].filter { cluster.nodes[$0.key] != nil }.map { ($0.value, $0.key) },
+            uniquingKeysWith: { first, _ in first })
         return keys.filter { name, key in
             // Its own is in its kernel.
             if name == node { return true }
@@ -34,19 +38,32 @@ public struct KeyPins: Sendable, Hashable {
             let pin = first ?? other?.pinnedKeys[family]
             let isFirst =
                 choice == .firstUse && mayLearn && pin == nil && other?.unreadablePins.contains(family) != true
+                && pinned[key] == nil
             if pin == key || isFirst {
                 if choice == .firstUse { self[family][name] = key }
                 return true
             }
+            let (fault, remedy) =
+                if let first {
+                    (
+                        "is not the key that is pinned, \(first)",
+                        "if the node has a new key, as after a reboot: `wgplane trust \(name)` on this node"
+                    )
+                } else if pin == nil, choice == .firstUse, let former = pinned[key] {
+                    (
+                        "is the key that is pinned for \(former)",
+                        "if it is the same node with another name: `wgplane trust \(former)` on this node"
+                    )
+                } else {
+                    (
+                        pin.map { "is not the key that is pinned, \($0)" } ?? "is not pinned",
+                        "if it is the node's key, set the annotation \(NodeAnnotation.pinnedKey(family)) to it"
+                    )
+                }
             problems.append(
                 Problem(
                     resource: "Node/\(name)", field: "metadata.annotations[\(NodeAnnotation.publicKey(family))]",
-                    value: key.description,
-                    message: pin.map { "is not the key that is pinned, \($0), and is not used" }
-                        ?? "is not pinned, and is not used",
-                    remedy: first != nil
-                        ? "if the node has a new key, as after a reboot: `wgplane trust \(name)` on this node"
-                        : "if it is the node's key, set the annotation \(NodeAnnotation.pinnedKey(family)) to it"))
+                    value: key.description, message: "\(fault), and is not used", remedy: remedy))
             return false
         }
     }

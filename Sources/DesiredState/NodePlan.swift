@@ -220,8 +220,10 @@ public struct NodePlan: Sendable {
                 node: name, publicKey: key, endpoint: endpoint, allowedIPs: allowed, address: address)
         }
         // Of nodes without WireGuard only: an annotation that was forgotten exempts nobody else, nor does a key that is
-        // refused.
-        let exempt = cluster.nodes.values.filter { $0.isStrictModeExempt && $0.publicKeys[family] == nil }
+        // refused or cannot be read.
+        let exempt = cluster.nodes.values.filter {
+            $0.isStrictModeExempt && $0.publicKeys[family] == nil && !$0.unreadableKeys.contains(family)
+        }
         plan.exempt = Set(exempt.map(\.name)).subtracting(keyPins.names(family, cluster))
         plan.unencrypted = Set(prefixes.keys).subtracting(plan.peers.keys).subtracting([node])
         return plan

@@ -50,6 +50,8 @@ public struct NodeResource: Sendable, Hashable, Codable {
     public var pinnedKeys: [AddressFamily: PublicKey] = [:]
     /// The operator has named a key that cannot be read: none is believed.
     public var unreadablePins: Set<AddressFamily> = []
+    /// A key is published, and nobody can read it.
+    public var unreadableKeys: Set<AddressFamily> = []
     /// As its agent tells.
     public var listeningPorts: [AddressFamily: UInt16] = [:]
     /// As the operator says.
@@ -151,6 +153,9 @@ extension NodeResource {
             }
             result.publicKeys[family] = annotation(
                 NodeAnnotation.publicKey(family), "a WireGuard public key of 32 bytes in base64", { PublicKey($0) })
+            if result.publicKeys[family] == nil, annotations[NodeAnnotation.publicKey(family)]?.isEmpty == false {
+                result.unreadableKeys.insert(family)
+            }
             if let text = annotations[NodeAnnotation.pinnedKey(family)] {
                 result.pinnedKeys[family] = PublicKey(text)
                 if result.pinnedKeys[family] == nil {

@@ -23,11 +23,18 @@ public struct Reconciler<Key: Hashable & Comparable & Sendable, Value: Equatable
     /// Takes what a look at the real table has found as what is in place.
     public mutating func adopt(_ actual: [Key: Value]) { applied = actual }
 
+    /// Takes what a look at the real table has found to differ from what is in place; nil: it is not there.
+    public mutating func adopt(changes: [Key: Value?]) {
+        for (key, value) in changes { applied[key] = value }
+    }
+
     /// Makes or changes what differs from `desired`; returns the keys that changed.
     @discardableResult
     public mutating func update(
         to desired: [Key: Value], _ operation: (Key, Value) throws -> Void
     ) -> [Key] {
+        // What has come to be as it should be without us needs no other try.
+        for key in failures.keys where desired[key] != nil && applied[key] == desired[key] { failures[key] = nil }
         var changed: [Key] = []
         for (key, value) in desired.filter({ applied[$0.key] != $0.value }).sorted(by: { $0.key < $1.key }) {
             guard isDue(key) else { continue }

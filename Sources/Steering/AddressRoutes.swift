@@ -44,21 +44,16 @@ struct AddressRoutes: Sendable {
     /// So many are written at once, and all flows look their routes up again.
     private static let many = 256
 
-    /// Takes what is in the map. What differs from what was put there is looked at again; the rest is as it was wanted.
+    /// Takes what is in the map, to begin with.
+    mutating func adopt(_ actual: [IPAddress: UInt32]) { routes.adopt(actual) }
+
+    /// Takes where the map differs from what was put there: that is looked at again, the rest is as it was wanted.
     /// Every tenth time what is wanted is looked at too, lest a change that nobody noted stays for good.
-    mutating func adopt(_ actual: [IPAddress: UInt32]) {
+    mutating func adopt(changes: [IPAddress: UInt32?]) {
         looks += 1
         if looks % 10 == 0 { mustCompare = true }
-        if !mustCompare {
-            let before = routes.applied
-            var isSame = actual.count == before.count
-            for (address, slot) in actual where before[address] != slot {
-                changed.insert(address)
-                isSame = false
-            }
-            if !isSame { for address in before.keys where actual[address] == nil { changed.insert(address) } }
-        }
-        routes.adopt(actual)
+        changed.formUnion(changes.keys)
+        routes.adopt(changes: changes)
     }
 
     /// These may lead elsewhere now.

@@ -50,6 +50,7 @@ public struct EBPFSteering: SteeringBackend {
         programs = try DataplanePrograms(layout, mechanism: mechanism)
         maps = try NodeMaps(layout)
         try adopt()
+        addresses.adopt(try maps.routes.addressEntries())
     }
 
     /// How programs are attached where this is chosen; throws where the kernel has it not.
@@ -65,7 +66,7 @@ public struct EBPFSteering: SteeringBackend {
         }
     }
 
-    private mutating func adopt(_ found: [IPAddress: UInt32]? = nil) throws {
+    private mutating func adopt() throws {
         (preparedPeers, endpointPeers, settledRoutes) = (nil, nil, nil)
         let before = slots
         slots = SlotAssignment(try maps.destinations.slotOwners(), count: maps.destinations.count)
@@ -74,7 +75,6 @@ public struct EBPFSteering: SteeringBackend {
         maps.destinations.setAction(DestinationSlot.pool, .clear)
         maps.destinations.setAction(DestinationSlot.local, .stack)
         routes.adopt(try maps.routes.placedPrefixes().mapValues { PlacedRoute(slot: $0.slot, place: $0.place) })
-        addresses.adopt(try found ?? maps.routes.addressEntries())
         locals.adopt(try maps.locals.entries())
         sources.adopt(Dictionary(uniqueKeysWithValues: try maps.allowedSources.entries().map { ($0, true) }))
         interfaces.adopt(Dictionary(uniqueKeysWithValues: try maps.interfaces.entries().map { ($0, true) }))
@@ -84,11 +84,15 @@ public struct EBPFSteering: SteeringBackend {
         config = generation == 0 ? nil : written
     }
 
+    /// Routes of single addresses as they were put into the map: slots.
+    public var placedAddresses: [IPAddress: UInt32] { addresses.applied }
+
     /// Forgets what it believes of the maps and devices, so that the next `apply` mends drift.
-    /// `addresses`: routes of single addresses, where they have been read already.
-    public mutating func resync(addresses: [IPAddress: UInt32]? = nil) throws {
+    /// `changed`: whose routes differ from `placedAddresses`, where that has been seen already.
+    public mutating func resync(changed: [IPAddress]? = nil) throws {
         try maps.restorePins(layout)
-        try adopt(addresses)
+        try adopt()
+        addresses.adopt(changes: try addressChanges(seen: changed))
         hooks.adopt(try attachedHooks())
     }
 
@@ -100,6 +104,14 @@ public struct EBPFSteering: SteeringBackend {
         let table = maps
         guard !hasEndpoints(plan) else { return }
         endpoints.update(to: wantedEndpoints(plan)) { try table.endpoints.update($1.endpoint, slot: $1.slot) }
+    }
+
+    /// What has been seen may be older than what was written last: few are read anew, else all.
+    private func addressChanges(seen: [IPAddress]?) throws -> [IPAddress: UInt32?] {
+        guard let seen, seen.count < 1024 else { return try maps.routes.addressChanges(since: addresses.applied) }
+        var changes: [IPAddress: UInt32?] = [:]
+        for address in seen { changes[address] = .some(try maps.routes.ownSlot(of: address).map(UInt32.init)) }
+        return changes
     }
 
     public mutating func apply(_ plan: SteeringPlan) throws -> [Problem] { try apply(plan) {} }

@@ -25,6 +25,9 @@ public struct HostFirewall {
     /// Looks again at what is in place with the next `apply`, if something should be.
     public mutating func resync() { if hasExceptions || !applied.isEmpty { isStale = true } }
 
+    /// The same where nobody tells of changes: the kernel notifies of nf_tables, not of legacy iptables.
+    public mutating func resyncUntold() { if kind == .iptablesLegacy { resync() } }
+
     public var nextRetry: ContinuousClock.Instant? { retryAt }
 
     /// Whether it has rules of ours.

@@ -54,6 +54,8 @@ enum Cluster {
             attachment: attachment ?? self.attachment, mode: mode, podMTU: podMTU,
             datastore: datastore, manifests: DatastoreLabTests.deploy, platform: platform)
         let lab = try await Lab.up(spec, enabled: enabled, agents: agents, binary: binary, logger: logger)
+        let precedence = Task { await Precedence.keep(lab) }
+        defer { precedence.cancel() }
         do {
             if agents { try await lab.waitUntilSettled(enabled: enabled) }
             try await body(lab)

@@ -137,6 +137,15 @@ struct InventoryTests {
         #expect(!FileManager.default.fileExists(atPath: ResourceCache.path(options)))
     }
 
+    @Test("what has gone is kept in mind at once where it would be held against an earlier memory")
+    func lost() {
+        var inventory = Inventory(node: "n1")
+        inventory.apply(Self.whole((1...5).map { "n\($0)" }))
+        #expect(!inventory.hasLostHalf(of: 10, .node) && inventory.hasLostHalf(of: 11, .node))
+        #expect(!inventory.hasLostHalf(of: 9, .node), "a handful may go one by one")
+        #expect(inventory.hasLostHalf(of: 1, .dataplaneConfiguration) && !inventory.hasLostHalf(of: 0, .ipPool))
+    }
+
     @Test("merge patches make one value of another (RFC 7386)")
     func patches() {
         let old = ManifestValue.object(["a": "1", "b": .object(["c": "2", "d": "3"]), "e": .array(["x"])])

@@ -52,6 +52,8 @@ struct KeyPinTests {
         #expect(refused.ipv4.peers.isEmpty && refused.ipv4.exempt.isEmpty)
         let keyless = plan("Annotation", [own, Make.node("n2", "10.0.0.2", annotations: exempt)])
         #expect(keyless.ipv4.exempt == ["n2"])
+        let torn = exempt.merging([NodeAnnotation.publicKey(.ipv4): "torn"]) { first, _ in first }
+        #expect(plan("Disabled", [own, Make.node("n2", "10.0.0.2", annotations: torn)]).ipv4.exempt.isEmpty)
         let off = plan("Disabled", [own, Make.node("n2", "10.0.0.2", key: Make.key(3), annotations: pin)])
         #expect(off.ipv4.peers.count == 1)
     }
@@ -152,6 +154,13 @@ struct KeyPinTests {
             Make.node("a9", "10.0.0.9", key: Make.key(2), annotations: pin),
         ]
         #expect(plan("Annotation", copied, history: [Make.key(2): "n2"]).ipv4.peers.keys.sorted() == ["n2"])
+        // A node that publishes no key for a moment keeps the one that is pinned for it.
+        let moment = [own, Make.node("n2", "10.0.0.2"), Make.node("a9", "10.0.0.9", key: Make.key(2))]
+        pins.ipv4 = ["n2": Make.key(2)]
+        let other = plan("FirstUse", moment, pins: pins)
+        #expect(other.ipv4.peers.isEmpty && other.keyPins.ipv4 == pins.ipv4)
+        #expect(other.problems.contains { $0.message.contains("pinned for n2") })
+        #expect(plan("FirstUse", [own, moment[2]], pins: pins).ipv4.peers.keys.sorted() == ["a9"])
         pins.ipv4 = ["n2": Make.key(1)]
         let thief = [own, Make.node("n2", "10.0.0.2", key: Make.key(1))]
         #expect(plan("FirstUse", thief, pins: pins, ownKeys: [.ipv4: Make.key(1)]).ipv4.peers.isEmpty)

@@ -59,6 +59,17 @@ struct ReconcilerTests {
         #expect(healed == ["bad"] && reconciler.errors.isEmpty && reconciler.nextRetry == nil)
     }
 
+    @Test("an object that has come to be as it should be takes its failure along")
+    func changedBack() {
+        struct Refused: Error {}
+        var reconciler = Reconciler<String, Int>()
+        reconciler.adopt(["a": 1])
+        reconciler.update(to: ["a": 2]) { _, _ in throw Refused() }
+        #expect(reconciler.errors.count == 1)
+        reconciler.update(to: ["a": 1]) { _, _ in Issue.record("nothing is to be done") }
+        #expect(reconciler.errors.isEmpty && reconciler.nextRetry == nil)
+    }
+
     @Test("an object that is wanted no more takes its failure along")
     func forgotten() {
         var reconciler = Reconciler<String, Int>()

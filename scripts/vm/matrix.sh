@@ -34,18 +34,29 @@ record() {
 
 # machine NAME SET SECONDS [PREFIX]: boots it, runs its tests, records them.
 machine() {
-	local out=$results/$1 options="--kernel $1" status=0 log part wireguard attachment ended seconds release
+	local out=$results/$1 options="--kernel $1" status log try part wireguard attachment ended seconds release
 	[ "$1" != uml ] || options=--uml
 	[ "$2" != programs ] || out+=-programs
 	# The verifier of 6.1 lies between those of 5.10 and 6.12, and that of 6.12, where no matrix is to be written, between
 	# that of 5.10 and the newest.
 	[ "$1 $2" != "6.1 programs" ] || return 0
 	[ "$1 $2" != "6.12 programs" ] || [ -n "$matrix" ] || return 0
-	mkdir -p "$out"
-	# shellcheck disable=SC2086
-	${4:-} scripts/vm.sh $options --timeout "$3" --memory 3072 --out "$out" -- scripts/vm/machine-tests "$tests" "$2" \
-		>"$out/machine.log" 2>&1 &
-	wait $! || status=$?
+	for try in 1 2; do
+		rm -rf "$out" && mkdir -p "$out"
+		status=0
+		# shellcheck disable=SC2086
+		${4:-} scripts/vm.sh $options --timeout "$3" --memory 3072 --out "$out" -- scripts/vm/machine-tests "$tests" "$2" \
+			>"$out/machine.log" 2>&1 &
+		wait $! || status=$?
+		# One that stands still is no test's word: once more, and the log says so.
+		case $status:$try in
+		124:1 | 125:1)
+			say "$1, $2: the machine ended with $status, and is started once more:"
+			tail -n 5 "$out/machine.log"
+			;;
+		*) break ;;
+		esac
+	done
 	release=$(cat "$out/release" 2>/dev/null || echo unknown)
 	while read -r part wireguard attachment ended seconds; do
 		log=$out/$part.log
