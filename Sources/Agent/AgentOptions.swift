@@ -14,6 +14,9 @@ public struct AgentOptions: Sendable {
     /// Settings of this node that were said in the environment and on the command line.
     public var overrides: [SettingOverride] = []
 
+    /// What nobody tells of is looked for at least so often, on large nodes too.
+    public var longestPeriod = Duration.seconds(60)
+
     public static let defaultRunDirectory = "/run/wgplane"
     public static let defaultStateDirectory = "/var/lib/wgplane-agent"
 

@@ -23,7 +23,7 @@ actor FlowKeeper {
     private var aggregator: FlowAggregator?
     private var lastAggregate = ContinuousClock.now
     /// Of cycles whose flows are exported nowhere, unless the table is filling.
-    private var pace = Pace(.seconds(5), factor: 1000)
+    private var pace: Pace
     private var isFilling = false
     private var lastCycle: ContinuousClock.Instant?
 
@@ -33,6 +33,7 @@ actor FlowKeeper {
         self.options = options
         self.statistics = statistics
         self.logger = logger
+        pace = Pace(.seconds(5), factor: 1000, longest: options.longestPeriod)
         exporter = FlowExporter(
             node: options.node,
             reserved: [

@@ -93,7 +93,7 @@ actor AuditKeeper {
     private let queue = KernelQueue(label: "audit")
     private var history = TunnelAudit.History(seconds: 65)
     private var watch = StallWatch()
-    private var pace = Pace(.seconds(9), factor: 1000)
+    private var pace: Pace
     private let holder = Mutex(Result())
 
     struct Result: Sendable {
@@ -107,6 +107,7 @@ actor AuditKeeper {
     init(_ options: AgentOptions, logger: Logger) {
         self.options = options
         self.logger = logger
+        pace = Pace(.seconds(9), factor: 1000, longest: options.longestPeriod)
     }
 
     /// Call it every ten seconds or so, with the agent's report.

@@ -151,7 +151,7 @@ public actor NodeController {
     static let drainTime = Duration.seconds(1)
     static let drainSilence = Duration.milliseconds(700)
     /// Of whole passes that compare everything: it is as it was told, or mended.
-    private var pace = Pace(.seconds(10), factor: 300)
+    private var pace: Pace
     var auditPeriod: Duration { pace.period }
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
@@ -166,6 +166,7 @@ public actor NodeController {
 
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
+        pace = Pace(.seconds(10), factor: 300, longest: options.longestPeriod)
         inventory = Inventory(node: options.node)
         feed = ChangeFeed(node: options.node)
         cache = ResourceCache(options, location: datastore.location, logger: logger)

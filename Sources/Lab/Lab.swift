@@ -190,7 +190,10 @@ public actor Lab {
             + [
                 "PATH=/\(folder):\(path)",
                 "WGPLANE_NODE=\(node)", "WGPLANE_STATE_DIRECTORY=\(LabPaths.stateOnNode)",
-            ] + LabControl.environment(node, spec, paths)
+            ]
+            // Where all is emulated, everything takes long, and a test would wait.
+            + (Self.patience > 1 ? ["WGPLANE_LONGEST_PERIOD=10"] : [])
+            + LabControl.environment(node, spec, paths)
     }
 
     /// `through`: words before the agent's own, that run it with less.

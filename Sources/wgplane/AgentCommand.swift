@@ -31,6 +31,11 @@ struct AgentCommand: AsyncParsableCommand {
             "A setting of this node, over what the datastore and the environment (FELIX_<NAME>, WGPLANE_<NAME>) say; may be repeated.",
             valueName: "NAME=VALUE"))
     var settings: [String] = []
+    @Option(
+        help: ArgumentHelp(
+            "What nobody tells of is looked for at least so often, on large nodes too: 10 to 3600 seconds. Default: WGPLANE_LONGEST_PERIOD, else 60.",
+            valueName: "seconds"))
+    var longestPeriod: Int?
     @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = LogLevelChoice.info
 
     /// What the kernel has refused to take from this process.
@@ -41,6 +46,19 @@ struct AgentCommand: AsyncParsableCommand {
         guard isRoot() else { return }
         let refusals = AgentPrivileges.reduce(PinLayout(root: node.pins), startsOthers: datastore.startsPrograms)
         Self.refusals.withLock { $0 = refusals }
+    }
+
+    private func longestPeriodInForce() throws -> Duration {
+        let text =
+            longestPeriod.map(String.init) ?? ProcessInfo.processInfo.environment["WGPLANE_LONGEST_PERIOD"] ?? "60"
+        guard let seconds = Int(text), (10...3600).contains(seconds) else {
+            throw ProblemsError(
+                Problem(
+                    resource: "Agent", field: longestPeriod == nil ? "WGPLANE_LONGEST_PERIOD" : "--longest-period",
+                    value: text, message: "is not from 10 to 3600 seconds", remedy: "name whole seconds, 60 for example"
+                ))
+        }
+        return .seconds(seconds)
     }
 
     func run() async throws {
@@ -55,6 +73,7 @@ struct AgentCommand: AsyncParsableCommand {
         options.overrides =
             SettingOverride.environment(ProcessInfo.processInfo.environment)
             + (try settings.map { try SettingOverride.commandLine($0) })
+        options.longestPeriod = try longestPeriodInForce()
         // The run directory, for the log's last lines, is made before the first line.
         try makeOwnFolders(options.runDirectory)
         let logger = agentLogger(logLevel, runDirectory: options.runDirectory)
