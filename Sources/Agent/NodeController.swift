@@ -166,7 +166,7 @@ public actor NodeController {
 
     public init(options: AgentOptions, datastore: any Datastore, logger: Logger) {
         self.options = options
-        pace = Pace(.seconds(10), factor: 300, longest: options.longestPeriod)
+        pace = Pace(.seconds(10), factor: 500, longest: options.longestPeriod)
         inventory = Inventory(node: options.node)
         feed = ChangeFeed(node: options.node)
         cache = ResourceCache(options, location: datastore.location, logger: logger)

@@ -324,10 +324,13 @@ public struct Chaos {
             status.problems.allSatisfy({ $0.severity == .warning || $0.resource == "Audit" }),
             await site.lab.agent(node)?.identifier == status.process
         else { return false }
-        guard status.attachment == "tcx" else { return await hasFilters(node, status) }
         let layout = site.layout(node)
         let links = layout.pinnedLinks() + layout.pinnedGuardLinks()
-        return links.count >= status.attachments.count
-            && links.allSatisfy { ((try? Attachment.link(pin: $0.pin))?.interface ?? 0) != 0 }
+        if status.attachment != "clsact", links.count >= status.attachments.count {
+            return links.allSatisfy { ((try? Attachment.link(pin: $0.pin))?.interface ?? 0) != 0 }
+        }
+        // In route mode there is the second lock alone, which may be of either kind.
+        if status.attachment == "tcx" { return false }
+        return await hasFilters(node, status)
     }
 }

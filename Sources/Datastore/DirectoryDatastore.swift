@@ -29,6 +29,8 @@ public actor DirectoryDatastore: Datastore {
         var entry: FolderEntry
         /// The last content that could be read.
         var manifest: Manifest?
+        /// That content ended with the end of a line.
+        var endsLine = false
         var problems: [Problem]
         /// Of the content: what was read later has the greater one.
         var version = 0
@@ -137,7 +139,7 @@ public actor DirectoryDatastore: Datastore {
     private func refresh(_ files: [(name: String, entry: FolderEntry)]) -> [(name: String, content: ParsedFile)] {
         let changed = files.filter { parsed[$0.name]?.entry != $0.entry }.map(\.name)
         let path = path
-        let outcomes = Mutex<[String: Result<Manifest, any Error>]>([:])
+        let outcomes = Mutex<[String: Result<FileContent, any Error>]>([:])
         if changed.count >= 64 {
             let share = 32
             DispatchQueue.concurrentPerform(iterations: (changed.count + share - 1) / share) { index in
@@ -150,24 +152,40 @@ public actor DirectoryDatastore: Datastore {
         return files.map { ($0.name, refresh($0.name, $0.entry, known[$0.name])) }
     }
 
-    private static func read(_ file: String, in path: String) -> Result<Manifest, any Error> {
+    struct FileContent: Sendable {
+        var manifest: Manifest
+        var endsLine: Bool
+    }
+
+    private static func read(_ file: String, in path: String) -> Result<FileContent, any Error> {
         Result {
             let bytes = try readFile("\(path)/\(file)", limit: 4 << 20)
-            return try Manifest(ManifestText.parse(String(decoding: bytes, as: UTF8.self), origin: file), origin: file)
+            let value = try ManifestText.parse(String(decoding: bytes, as: UTF8.self), origin: file)
+            return FileContent(
+                manifest: try Manifest(value, origin: file), endsLine: bytes.last == UInt8(ascii: "\n"))
         }
     }
 
     /// Reads a file again when it is not the one that was read before. `outcome`: it has been read.
-    func refresh(_ file: String, _ entry: FolderEntry, _ outcome: Result<Manifest, any Error>? = nil) -> ParsedFile {
+    func refresh(_ file: String, _ entry: FolderEntry, _ outcome: Result<FileContent, any Error>? = nil) -> ParsedFile {
         if let known = parsed[file], known.entry == entry { return known }
         var result = ParsedFile(
-            entry: entry, manifest: parsed[file]?.manifest, problems: [], version: parsed[file]?.version ?? 0)
+            entry: entry, manifest: parsed[file]?.manifest, endsLine: parsed[file]?.endsLine ?? false, problems: [],
+            version: parsed[file]?.version ?? 0)
         do {
-            let manifest = try (outcome ?? Self.read(file, in: path)).get()
-            if manifest != result.manifest {
+            let content = try (outcome ?? Self.read(file, in: path)).get()
+            // Half of a YAML file may be YAML; half of a JSON file is none.
+            if result.endsLine, !content.endsLine, !file.hasSuffix(".json") {
+                throw ProblemsError(
+                    Problem(
+                        resource: file, message: "ends within a line, as if it were not wholly written",
+                        remedy: "write it whole, with the end of a line at its end"))
+            }
+            result.endsLine = content.endsLine
+            if content.manifest != result.manifest {
                 lastVersion += 1
                 result.version = lastVersion
-                result.manifest = manifest
+                result.manifest = content.manifest
             }
         } catch let error as ProblemsError {
             result.problems = error.problems.map { problem in

@@ -83,6 +83,11 @@ struct DatastoreTests {
         let problem = try #require(broken.problems.first)
         #expect(problem.resource == "nodes/n1.yaml" && problem.message.contains("line "), "\(problem)")
         #expect(problem.message.contains("last good content"))
+        // The half of one may be YAML.
+        try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2}\nstatus:")
+        let half = try await folder.store.read()
+        #expect(half.manifests.count == 2 && half.problems.contains { $0.message.contains("ends within a line") })
+        try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2}\n")
         try folder.write("nodes/n1.yaml", "kind: Node\nmetadata:\n  name: n1\n  annotations: {a: b}\n")
         let mended = try await folder.store.read()
         #expect(mended.problems.isEmpty && mended.manifests[ResourceKey(.node, "n1")]?.annotations == ["a": "b"])
