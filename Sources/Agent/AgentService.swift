@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import AsyncAlgorithms
+internal import BPF
 public import Datastore
 internal import FlowExport
 public import Logging
@@ -125,6 +126,13 @@ public struct AgentService: Service {
                     if Privileges.hasLostLauncher {
                         logger.critical(
                             "the process that starts programs has ended; the agent ends too, to be started anew")
+                        endThisProcess()
+                        break
+                    }
+                    if BPFObject.isSpoilt {
+                        logger.critical(
+                            "libbpf could not look what this kernel can, and does not look twice; the agent ends, to be started anew"
+                        )
                         endThisProcess()
                         break
                     }

@@ -52,13 +52,18 @@ extension NodeController {
         earlier = try? StatusReport.read(runDirectory: options.runDirectory)
         if let settings = earlier?.settings { inForce = Settings(inForce: settings) }
         for family in AddressFamily.allCases {
-            for peer in earlier?[family]?.peers ?? [] { keyOwners[peer.publicKey] = peer.node }
+            for peer in earlier?[family]?.peers ?? [] {
+                keyOwners[peer.publicKey] = peer.node
+                lastKeys[family, default: [:]][peer.node] = peer.publicKey
+            }
         }
         guard options.layout.exists, let owners = try? NodeMaps(options.layout).destinations.slotOwners() else {
             return
         }
         for owner in owners.values {
-            if let key = owner.publicKey { keyOwners[key] = owner.node }
+            guard let key = owner.publicKey else { continue }
+            keyOwners[key] = owner.node
+            lastKeys[owner.family, default: [:]][owner.node] = key
         }
     }
 }

@@ -89,6 +89,8 @@ public actor NodeController {
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
     private var lastPassFailed = false
+    /// Which key each node had last, as maps and report of an earlier agent tell.
+    var lastKeys: [AddressFamily: [String: PublicKey]] = [:]
     /// Families that are promised in strict mode until a word ends it.
     var promised: Set<AddressFamily> = []
     /// Of these those that are taken to be promised, as what says so was damaged: until the datastore has told all.
@@ -227,7 +229,13 @@ public actor NodeController {
     }
 
     /// Whether there was something to recall.
-    func recallInventory() -> Bool { inventory.recall() }
+    func recallInventory() -> Bool {
+        guard inventory.recall() else { return false }
+        // What is in place was told later than what is kept.
+        rememberKeyOwners()
+        inventory.recallKeys(lastKeys)
+        return true
+    }
 
     func takeWorkloadChanges() -> [IPAddress: String?] { inventory.takeWorkloadChanges() }
 

@@ -172,6 +172,12 @@ public struct BPFObject: ~Copyable {
         }
     }
 
+    private static let spoilt = Mutex(false)
+
+    /// Whether this process can load no program any more. libbpf looks once in a process what the kernel can, and takes
+    /// what it could not look at, for want of memory for example, for missing: global data, on all kernels since 5.2.
+    public static var isSpoilt: Bool { spoilt.withLock { $0 } }
+
     /// Loads maps and program into the kernel.
     public mutating func load() throws(BPFError) -> BPFProgram {
         guard let program = unsafe bpf_object__next_program(object, nil) else {
@@ -183,11 +189,15 @@ public struct BPFObject: ~Copyable {
             return unsafe bpf_object__load(object)
         }
         if result < 0 {
+            let said = LibbpfLog.text()
             let text = String(decoding: log.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+            if text.contains("is referenced but wasn't created") || said.contains("is referenced but wasn't created") {
+                Self.spoilt.withLock { $0 = true }
+                throw .call("look what the kernel can, to load program", subject: name, .noMemory)
+            }
             if !text.isEmpty {
                 throw .verifier(program: name, summary: BPFError.summary(ofLog: text), log: text)
             }
-            let said = LibbpfLog.text()
             if said.contains("parameter mismatch") || said.contains("couldn't reuse pinned map") {
                 throw .layout(
                     subject: "a map pinned for program \(name)", expected: "this version's maps",

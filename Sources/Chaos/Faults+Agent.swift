@@ -78,6 +78,8 @@ extension Fault {
                 time = try await site.pause(1000...4000, &random)
             }
             try await site.lab.wait("nobody traces the agent") { reapChild(tracer) }
+            // One that has ended for what failed is started anew, as a node does.
+            if await site.lab.agent(node) == nil { try await site.lab.startAgent(node) }
             return "\(node), each \(step)th \(call) with \(error), \(time) ms"
         },
         Fault("agent-frozen", "an agent gets no processor for seconds") { site, random in

@@ -122,6 +122,22 @@ public struct Inventory: Sendable {
         return true
     }
 
+    /// Where nodes are known from memory only: these keys are newer, by node's name.
+    public mutating func recallKeys(_ keys: [AddressFamily: [String: PublicKey]]) {
+        guard stale.contains(.node) else { return }
+        for (family, owners) in keys {
+            for (name, key) in owners where name != node {
+                let resourceKey = ResourceKey(.node, name)
+                guard var entry = cluster[resourceKey], case .node(var other)? = entry.resource,
+                    other.publicKeys[family] != key
+                else { continue }
+                other.publicKeys[family] = key
+                entry.resource = .node(other)
+                set(resourceKey, entry)
+            }
+        }
+    }
+
     private mutating func takeWhole(_ kind: ResourceKind, _ changes: ResourceChanges) {
         let isFirst = known.insert(kind).inserted
         let wasStale = stale.remove(kind) != nil
@@ -171,9 +187,26 @@ public struct Inventory: Sendable {
         version += 1
     }
 
-    private mutating func put(_ key: ResourceKey, _ entry: ResourceEntry) {
+    private mutating func put(_ key: ResourceKey, _ told: ResourceEntry) {
+        let entry = keepingKeys(told, key)
         guard cluster[key] != entry || key == ownNodeKey else { return }
         set(key, entry)
+    }
+
+    /// A node's key that cannot be read takes the one before it away from nobody.
+    private func keepingKeys(_ entry: ResourceEntry, _ key: ResourceKey) -> ResourceEntry {
+        guard case .node(var node)? = entry.resource, !node.unreadableKeys.isEmpty else { return entry }
+        var result = entry
+        for family in node.unreadableKeys {
+            guard let before = cluster.nodes[key.name]?.publicKeys[family] else { continue }
+            node.publicKeys[family] = before
+            for index in result.problems.indices
+            where result.problems[index].field == "metadata.annotations[\(NodeAnnotation.publicKey(family))]" {
+                result.problems[index].message += " (its last good value stays in force)"
+            }
+        }
+        result.resource = .node(node)
+        return result
     }
 
     private mutating func remove(_ key: ResourceKey) {

@@ -63,7 +63,8 @@ func userspaceOverflows(_ lab: Lab) async throws -> Int {
 func expectNoLoss(_ result: Traffic.Result, _ lab: Lab) async throws {
     let overflows = try await userspaceOverflows(lab)
     let lost = result.datagrams.reduce(0) { $0 + $1.report.lost }
-    #expect(lost <= overflows, "\(result.summary); \(overflows) overflows of wireguard-go")
+    let missing = result.datagrams.filter { $0.report.lost > 0 }.map { "\($0.name): \($0.report.missing)" }
+    #expect(lost <= overflows, "\(result.summary); \(overflows) overflows of wireguard-go; \(missing)")
 }
 
 /// Numbered datagrams and streams between all pods of a lab, until stopped.

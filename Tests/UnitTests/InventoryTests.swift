@@ -137,6 +137,31 @@ struct InventoryTests {
         #expect(!FileManager.default.fileExists(atPath: ResourceCache.path(options)))
     }
 
+    @Test("a key that cannot be read takes none away")
+    func tornKey() {
+        func node(_ key: String) -> ResourceChanges {
+            var manifest = Self.node("n2")
+            manifest.content[["metadata", "annotations"]] = .object([
+                .init(NodeAnnotation.publicKey(.ipv4)): .string(key)
+            ])
+            var changes = ResourceChanges()
+            changes.put(manifest, own: "n1")
+            return changes
+        }
+        var inventory = Inventory(node: "n1")
+        inventory.apply(Self.whole(["n1", "n2"]))
+        inventory.apply(node("short"))
+        #expect(inventory.cluster.nodes["n2"]?.publicKeys[.ipv4] == nil)
+        inventory.apply(node(Make.key(2).description))
+        inventory.apply(node("short"))
+        inventory.apply(node("shorter"))
+        #expect(inventory.cluster.nodes["n2"]?.publicKeys[.ipv4] == Make.key(2))
+        func problems() -> [Problem] { inventory.cluster[ResourceKey(.node, "n2")]?.problems ?? [] }
+        #expect(problems().contains { $0.message.contains("last good value") && $0.value == "shorter" })
+        inventory.apply(node(Make.key(3).description))
+        #expect(inventory.cluster.nodes["n2"]?.publicKeys[.ipv4] == Make.key(3) && problems().isEmpty)
+    }
+
     @Test("what has gone is kept in mind at once where it would be held against an earlier memory")
     func lost() {
         var inventory = Inventory(node: "n1")
