@@ -163,18 +163,27 @@ extension Fault {
             }
             return "\(count) pods"
         },
-        Fault("key-overwritten", "a Node's public key is overwritten or taken away by hand") { site, random in
+        // As its word that it has none, which strict mode takes it at until its agent speaks.
+        Fault("key-removed", "a Node's public key is taken away by hand", mayInterrupt: true) { site, random in
+            let node = site.anyNode(&random)
+            let name = "projectcalico.org/WireguardPublicKey" + (site.anyFamily(&random) == .ipv6 ? "V6" : "")
+            try await site.lab.datastore.update(ResourceKey(.node, node)) {
+                $0?.merging(.object(["metadata": .object(["annotations": .object([name: .null])])]))
+            }
+            return "\(node) \(name)"
+        },
+        Fault("key-overwritten", "a Node's public key is overwritten by hand") { site, random in
             let node = site.anyNode(&random)
             let name = "projectcalico.org/WireguardPublicKey" + (site.anyFamily(&random) == .ipv6 ? "V6" : "")
             let keys: [ManifestValue] = [
-                .null, "short", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+                "short", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
                 "dEFYVGZLMnpDRWZFcUZnZ2hZbXpMdW1wQmZvQ1NPUUs=",
             ]
             let key = keys[Int.random(in: 0..<keys.count, using: &random)]
             try await site.lab.datastore.update(ResourceKey(.node, node)) {
                 $0?.merging(.object(["metadata": .object(["annotations": .object([name: key])])]))
             }
-            return "\(node) \(name) \(key.stringValue ?? "gone")"
+            return "\(node) \(name) \(key.stringValue ?? "")"
         },
         Fault("node-deleted", "a Node is deleted by hand, and made again", mayInterrupt: true) { site, random in
             let node = site.anyNode(&random)
