@@ -6,8 +6,8 @@ public import SystemDescriptors
 ///
 /// The kernel's WireGuard works in interrupts and threads of its own, which no agent keeps waiting. wireguard-go stands in
 /// for it in a lab, and competes with all agents of all nodes for the processors of one machine: it waited for more than a
-/// hundred milliseconds where three agents had work at once, and its sockets' buffers overflowed. Each session is a group of its own to the scheduler
-/// (sched(7), autogroup); where the kernel has no such groups, nothing is done.
+/// hundred milliseconds where three agents had work at once, and its sockets' buffers overflowed. Each session is a group
+/// of its own to the scheduler (sched(7), autogroup); where the kernel has no such groups, nothing is done.
 public enum Precedence {
     /// As a process may write it.
     public static let nice = "-19"
