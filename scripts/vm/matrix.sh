@@ -32,15 +32,25 @@ record() {
 	say "$1 ($2), $3, WireGuard $4, attachment $5: $6 passed, $7 failed, $8 lacking in this kernel, ${10} s"
 }
 
+# parts_of MACHINE proof|whole: what is to run there.
+parts_of() {
+	case $2:$1 in
+	whole:5.10 | whole:6.1) echo programs cluster-tc ;;
+	whole:*) echo programs cluster-tc cluster-tcx ;;
+	# The verifier of 6.1 lies between those of 5.10 and 6.12, and that of 6.12, where no matrix is to be written, between
+	# that of 5.10 and the newest.
+	proof:6.1) echo cluster ;;
+	proof:6.12) [ -z "$matrix" ] && echo cluster || echo programs cluster ;;
+	proof:*) echo programs cluster ;;
+	esac
+}
+
 # machine NAME SET SECONDS [PREFIX]: boots it, runs its tests, records them.
 machine() {
 	local out=$results/$1 options="--kernel $1" status log try part wireguard attachment ended seconds release
 	[ "$1" != uml ] || options=--uml
 	[ "$2" != programs ] || out+=-programs
-	# The verifier of 6.1 lies between those of 5.10 and 6.12, and that of 6.12, where no matrix is to be written, between
-	# that of 5.10 and the newest.
-	[ "$1 $2" != "6.1 programs" ] || return 0
-	[ "$1 $2" != "6.12 programs" ] || [ -n "$matrix" ] || return 0
+	[[ $2 != programs || " $(parts_of "$1" proof) " == *" programs "* ]] || return 0
 	for try in 1 2; do
 		rm -rf "$out" && mkdir -p "$out"
 		status=0
@@ -74,14 +84,9 @@ machine() {
 
 # missing MACHINE SET: what should have run there and left no result has failed.
 missing() {
-	local part parts="programs cluster"
-	[ "$1 $2" != "6.1 proof" ] || parts=cluster
-	if [ "$2" = whole ]; then
-		parts="programs cluster-tc"
-		case $1 in 5.10 | 6.1) ;; *) parts+=" cluster-tcx" ;; esac
-	fi
+	local part
 	: >"$results/none"
-	for part in $parts; do
+	for part in $(parts_of "$1" "$2"); do
 		grep -q "^$1 [^ ]* $part " "$results/lines" || record "$1" unknown "$part" - - "$results/none" 1 0
 	done
 }
