@@ -59,7 +59,8 @@ finish() {
 		# Without its socket, wireguard-go ends.
 		rm -f /var/run/wireguard/b"$runner"-*.sock
 	fi
-	rm -rf "$scratch"
+	# A build that was ended may write for a moment longer.
+	for _ in 1 2 3 4 5; do rm -rf "$scratch" 2>/dev/null && break || sleep 1; done
 	exit $status
 }
 binaries= runner=

@@ -14,6 +14,9 @@ public struct AgentOptions: Sendable {
     /// Settings of this node that were said in the environment and on the command line.
     public var overrides: [SettingOverride] = []
 
+    /// Where its datastore is, as it is said on the command line.
+    public var datastoreArgument = ""
+
     /// What nobody tells of is looked for at least so often, on large nodes too.
     public var longestPeriod = Duration.seconds(60)
 

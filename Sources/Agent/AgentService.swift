@@ -57,10 +57,12 @@ public struct AgentService: Service {
                 await cancelWhenGracefulShutdown { try? await Task.sleep(for: Self.patience) }
                 await controller.recall()
                 signal.yield()
-                for await _ in AsyncTimerSequence(interval: .seconds(10), clock: .continuous).cancelOnGracefulShutdown()
+                var beats = 0
+                for await _ in AsyncTimerSequence(interval: .seconds(2), clock: .continuous).cancelOnGracefulShutdown()
                 {
                     await controller.keepCache()
-                    ProcessMemory.release()
+                    beats += 1
+                    if beats.isMultiple(of: 5) { ProcessMemory.release() }
                 }
             }
             group.addTask {

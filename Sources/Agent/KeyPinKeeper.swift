@@ -28,6 +28,13 @@ public struct KeyPinKeeper {
 
     public init(_ options: AgentOptions) { folder = options.stateDirectory }
 
+    /// Forgets all of them.
+    static func remove(_ options: AgentOptions) throws {
+        let keeper = KeyPinKeeper(options)
+        try removeFile(keeper.path)
+        try removeFile(keeper.lockPath)
+    }
+
     /// As the file has them; read where it has changed.
     public mutating func current() -> KeyPins {
         guard !isPending else {

@@ -17,25 +17,19 @@ public struct NodeCleanup: Sendable {
 
     /// Takes away everything that agents have left on this node: programs, maps, devices,
     /// state; and before it, where the datastore can be written, what the other nodes know of it.
-    /// Returns what could not be withdrawn there.
-    public func cleanUp(devices: [String], datastore: any Datastore) async throws -> Problem? {
+    /// `datastore` opens it for one piece of work. Returns what could not be withdrawn there.
+    public func cleanUp(
+        devices: [String], datastore: (_ body: (any Datastore) async throws -> Void) async throws -> Void
+    ) async throws -> Problem? {
+        // Where an agent has been since the boot nobody else may work; where none has ever been, nobody was told.
         guard fileExists(options.runDirectory) else {
+            let problem = fileExists(options.stateDirectory) ? await withdraw(datastore) : nil
             try removeAll(devices)
-            return nil
+            return problem
         }
         do {
             let lock = try takeFileLock(options.lockPath, withinMilliseconds: 300)
-            var problem: Problem?
-            do {
-                let publication = Publication(
-                    node: options.node, datastore: datastore, logger: Logger(label: "cleanup"))
-                try await publication.withdraw(try await datastore.read([.node, .ipamBlock]))
-            } catch {
-                problem = Problem(
-                    .warning, resource: "Node/\(options.node)", field: "metadata.annotations",
-                    message: "still tells the others of this node's WireGuard (\(error))",
-                    remedy: "remove the annotations, or they go on sending into the tunnel")
-            }
+            let problem = await withdraw(datastore)
             try removeAll(devices)
             try removeFile(StatusReport.path(runDirectory: options.runDirectory))
             try removeFile(options.lockPath)
@@ -55,6 +49,23 @@ public struct NodeCleanup: Sendable {
         }
     }
 
+    private func withdraw(
+        _ datastore: (_ body: (any Datastore) async throws -> Void) async throws -> Void
+    ) async -> Problem? {
+        do {
+            try await datastore { store in
+                let publication = Publication(node: options.node, datastore: store, logger: Logger(label: "cleanup"))
+                try await publication.withdraw(try await store.read([.node, .ipamBlock]))
+            }
+            return nil
+        } catch {
+            return Problem(
+                resource: "Node/\(options.node)", field: "metadata.annotations",
+                message: "may still tell the others of this node's WireGuard (\(error)), who send into the tunnel then",
+                remedy: "name the agent's datastore (--datastore) and node (--node), or remove the annotations")
+        }
+    }
+
     private func removeAll(_ devices: [String]) throws {
         var failure: (any Error)?
         func step(_ body: () throws -> Void) { do { try body() } catch { failure = failure ?? error } }
@@ -69,6 +80,7 @@ public struct NodeCleanup: Sendable {
         }
         step { try GuardState.remove(options.stateDirectory) }
         step { try removeFile(ResourceCache.path(options)) }
+        step { try KeyPinKeeper.remove(options) }
         try? removeFolder(options.stateDirectory)
         if let failure { throw failure }
     }

@@ -10,6 +10,7 @@ internal import Model
 extension NodeController {
     /// Reads what an earlier agent has known, before the datastore is followed.
     func remember() {
+        rememberKeyOwners()
         guard let content = cache.read() else { return }
         remember(content.resources, podScope: content.head.podScope)
         remembered = content.head
@@ -47,6 +48,7 @@ extension NodeController {
     func keepCache(isDue: Bool = false) async {
         // What is off needs no memory, and must not come on by it.
         guard !families.isEmpty else {
+            guard hasAdopted else { return }
             keptCounts = [:]
             return await cache.forget()
         }

@@ -42,7 +42,7 @@ extension NodeController {
         let wanted = wantedMode(plan)
         var chosen = wanted.decision
         if chosen.mode == .ebpf, let reason = loadPrograms(plan, &problems) {
-            if programsFailure?.isLasting == false, mayBeSteered {
+            if programsFailure?.isLasting == false, EBPFSteering.isAttached(options.layout) {
                 throw ProblemsError(
                     Problem(
                         .warning, resource: "Kernel", field: "BPF", message: "\(reason)",
@@ -65,13 +65,6 @@ extension NodeController {
             logger.notice("data plane", metadata: ["mode": "\(chosen.mode.rawValue)", "reason": "\(chosen.reason)"])
             mode = chosen
         }
-    }
-
-    /// Whether programs of an earlier agent may be attached.
-    private var mayBeSteered: Bool {
-        !options.layout.pinnedLinks().isEmpty
-            || earlier?.mode == DataplaneMode.ebpf.rawValue
-                && earlier?.attachment == AttachmentMechanism.clsact.rawValue
     }
 
     /// A switch that an earlier agent has begun: what is to go is kept right until it does.

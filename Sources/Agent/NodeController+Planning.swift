@@ -44,26 +44,28 @@ extension NodeController {
         return plan
     }
 
-    /// Who had each key first, and which settings were in force, is known from an earlier agent's maps and
-    /// its last report.
+    /// Who had each key first, which one each node had last, and which settings were in force, is known from an earlier
+    /// agent's maps and its last report.
     func rememberKeyOwners() {
         guard !hasRemembered else { return }
         hasRemembered = true
         earlier = try? StatusReport.read(runDirectory: options.runDirectory)
         if let settings = earlier?.settings { inForce = Settings(inForce: settings) }
-        for family in AddressFamily.allCases {
-            for peer in earlier?[family]?.peers ?? [] {
-                keyOwners[peer.publicKey] = peer.node
-                lastKeys[family, default: [:]][peer.node] = peer.publicKey
-            }
-        }
-        guard options.layout.exists, let owners = try? NodeMaps(options.layout).destinations.slotOwners() else {
-            return
-        }
-        for owner in owners.values {
+        var lastKeys: [AddressFamily: [String: PublicKey]] = [:]
+        // In the maps it is the key that carries traffic, which may be the one before the last.
+        let owners = options.layout.exists ? try? NodeMaps(options.layout).destinations.slotOwners() : nil
+        for owner in owners?.values.map({ $0 }) ?? [] {
             guard let key = owner.publicKey else { continue }
             keyOwners[key] = owner.node
             lastKeys[owner.family, default: [:]][owner.node] = key
         }
+        for family in AddressFamily.allCases {
+            for peer in earlier?[family]?.peers ?? [] {
+                keyOwners[peer.publicKey] = keyOwners[peer.publicKey] ?? peer.node
+                guard peer.state != PeerTable.Readiness.retiring.rawValue else { continue }
+                lastKeys[family, default: [:]][peer.node] = peer.publicKey
+            }
+        }
+        remember(lastKeys)
     }
 }

@@ -75,6 +75,7 @@ extension NodeController {
             attachment: steering?.mechanism.rawValue ?? "", steeringPath: path?.path.rawValue ?? "",
             steeringPathReason: path?.reason ?? "", attachments: attachments(),
             problems: distinct.sorted())
+        report.datastoreArgument = options.datastoreArgument
         if mode.mode == .ebpf, !firewall.exceptions.isEmpty || firewall.hasRules {
             report.firewall = firewall.kind?.rawValue ?? ""
             report.firewallExceptions = firewall.exceptions

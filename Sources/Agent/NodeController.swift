@@ -89,8 +89,6 @@ public actor NodeController {
     var lastProblems: Set<Problem> = []
     var hasCleaned = false
     private var lastPassFailed = false
-    /// Which key each node had last, as maps and report of an earlier agent tell.
-    var lastKeys: [AddressFamily: [String: PublicKey]] = [:]
     /// Families that are promised in strict mode until a word ends it.
     var promised: Set<AddressFamily> = []
     /// Of these those that are taken to be promised, as what says so was damaged: until the datastore has told all.
@@ -228,13 +226,11 @@ public actor NodeController {
         inventory.remember(resources, podScope: podScope)
     }
 
+    func remember(_ lastKeys: [AddressFamily: [String: PublicKey]]) { inventory.rememberKeys(lastKeys) }
+
     /// Whether there was something to recall.
     func recallInventory() -> Bool {
-        guard inventory.recall() else { return false }
-        // What is in place was told later than what is kept.
-        rememberKeyOwners()
-        inventory.recallKeys(lastKeys)
-        return true
+        inventory.recall()
     }
 
     func takeWorkloadChanges() -> [IPAddress: String?] { inventory.takeWorkloadChanges() }
@@ -333,7 +329,9 @@ public actor NodeController {
         if let again = programsFailure?.again, again > .now { next = min(next, again - .now) }
         if owesForeignLook { next = min(next, .seconds(1)) }
         if !unsettled.isEmpty { next = min(next, .milliseconds(200)) }
-        let instants = [formerMark?.until, steering?.nextRetry, routing?.nextRetry, lock.nextRetry]
+        let instants = [
+            formerMark?.until, steering?.nextRetry, routing?.nextRetry, lock.nextRetry, firewall.nextRetry,
+        ]
         for instant in instants.compactMap({ $0 }) { next = min(next, max(.milliseconds(10), instant - .now)) }
         return next
     }

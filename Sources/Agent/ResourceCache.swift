@@ -23,7 +23,7 @@ actor ResourceCache {
         /// Unix time in seconds.
         var written: Int64
 
-        static let current = 2
+        static let current = 3
     }
 
     /// Last line: SHA-256 (FIPS 180-4) of all before it, as hexadecimal digits.
@@ -53,6 +53,7 @@ actor ResourceCache {
     private let queue = KernelQueue(label: "resource-cache")
     private var lastVersion: Int?
     private var nextAt = ContinuousClock.now
+    private var lastFailure: String?
 
     nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
@@ -66,24 +67,32 @@ actor ResourceCache {
 
     static func path(_ options: AgentOptions) -> String { "\(options.stateDirectory)/resources.jsonl" }
 
-    /// Seconds between two writings, at least; a writing that takes long is made more seldom.
-    private static let period = Duration.seconds(30)
+    /// Between two writings: what is written quickly soon, for an agent may be killed at any moment; what takes long a
+    /// 500th of the time, yet each half minute, or a hundredth of the time.
+    static func period(after cost: Duration) -> Duration {
+        min(max(.seconds(2), cost * 500), max(.seconds(30), cost * 100))
+    }
 
     /// Writes it, where there is something new and it is time. `isDue`: it is time. True: the file has this now.
     @discardableResult
     func keep(_ cluster: ClusterState, podScope: PodScope, version: Int, isDue: Bool = false) -> Bool {
         guard version != lastVersion, isDue || ContinuousClock.now >= nextAt else { return version == lastVersion }
         let began = ContinuousClock.now
-        defer { nextAt = .now + max(Self.period, (.now - began) * 100) }
         do {
             let head = Head(
                 node: node, datastore: location, podScope: podScope, written: Int64(Date().timeIntervalSince1970))
             try makeOwnFolders(folder)
             try replaceFile(path, with: try Pieces(head, cluster), mode: 0o600)
             lastVersion = version
+            lastFailure = nil
+            nextAt = .now + Self.period(after: .now - began)
             return true
         } catch {
-            logger.warning("what is known of the cluster cannot be kept", metadata: ["error": "\(error)"])
+            if lastFailure != "\(error)" {
+                logger.warning("what is known of the cluster cannot be kept", metadata: ["error": "\(error)"])
+            }
+            lastFailure = "\(error)"
+            nextAt = .now + .seconds(30)
             return false
         }
     }
@@ -123,7 +132,10 @@ actor ResourceCache {
         var resources: [ResourceKey: ResourceEntry] = [:]
         for line in lines.dropFirst() {
             // One that is not whole is as bad as none.
-            guard let line = try? decoder.decode(Line.self, from: Data(line)) else { return nil }
+            guard let line = try? decoder.decode(Line.self, from: Data(line)) else {
+                logger.warning("what an earlier agent has kept cannot be read, and is not used")
+                return nil
+            }
             resources[line.key] = line.entry
         }
         return Content(head: head, resources: resources)

@@ -63,6 +63,8 @@ public struct StatusReport: Sendable, Codable, Equatable {
     /// Why this mode.
     public var modeReason = ""
     public var datastore: String
+    /// The same as it is said to `--datastore`; empty: nobody has told.
+    public var datastoreArgument = ""
     /// `ready`, `waiting` (it has not told all yet), `unavailable`, `stale` (an earlier agent's memory is in use).
     public var datastoreState: String
     public var routeSource: String
@@ -130,6 +132,7 @@ extension StatusReport {
             problems: try fields.decodeIfPresent([Problem].self, forKey: .problems) ?? [])
         schema = try fields.decodeIfPresent(Int.self, forKey: .schema) ?? 1
         strictMode = try fields.decodeIfPresent(Bool.self, forKey: .strictMode) ?? false
+        datastoreArgument = try word(.datastoreArgument)
         hostEncryption = try fields.decodeIfPresent(Bool.self, forKey: .hostEncryption) ?? false
         ipv4 = try fields.decodeIfPresent(Family.self, forKey: .ipv4)
         ipv6 = try fields.decodeIfPresent(Family.self, forKey: .ipv6)

@@ -31,6 +31,8 @@ public actor DirectoryDatastore: Datastore {
         var manifest: Manifest?
         /// That content ended with the end of a line.
         var endsLine = false
+        /// What is there is newer, ends within a line, and was first seen so then.
+        var half: (entry: FolderEntry, since: ContinuousClock.Instant)?
         var problems: [Problem]
         /// Of the content: what was read later has the greater one.
         var version = 0
@@ -155,6 +157,7 @@ public actor DirectoryDatastore: Datastore {
     struct FileContent: Sendable {
         var manifest: Manifest
         var endsLine: Bool
+        var isJSON: Bool
     }
 
     private static func read(_ file: String, in path: String) -> Result<FileContent, any Error> {
@@ -162,7 +165,8 @@ public actor DirectoryDatastore: Datastore {
             let bytes = try readFile("\(path)/\(file)", limit: 4 << 20)
             let value = try ManifestText.parse(String(decoding: bytes, as: UTF8.self), origin: file)
             return FileContent(
-                manifest: try Manifest(value, origin: file), endsLine: bytes.last == UInt8(ascii: "\n"))
+                manifest: try Manifest(value, origin: file), endsLine: bytes.last == UInt8(ascii: "\n"),
+                isJSON: bytes.first { !" \t\r\n".utf8.contains($0) } == UInt8(ascii: "{"))
         }
     }
 
@@ -170,18 +174,25 @@ public actor DirectoryDatastore: Datastore {
     func refresh(_ file: String, _ entry: FolderEntry, _ outcome: Result<FileContent, any Error>? = nil) -> ParsedFile {
         if let known = parsed[file], known.entry == entry { return known }
         var result = ParsedFile(
-            entry: entry, manifest: parsed[file]?.manifest, endsLine: parsed[file]?.endsLine ?? false, problems: [],
-            version: parsed[file]?.version ?? 0)
+            entry: entry, manifest: parsed[file]?.manifest, endsLine: parsed[file]?.endsLine ?? false,
+            half: parsed[file]?.half, problems: [], version: parsed[file]?.version ?? 0)
         do {
             let content = try (outcome ?? Self.read(file, in: path)).get()
             // Half of a YAML file may be YAML; half of a JSON file is none.
-            if result.endsLine, !content.endsLine, !file.hasSuffix(".json") {
-                throw ProblemsError(
+            if result.endsLine, !content.endsLine, !content.isJSON, isBeingWritten(&result, entry) {
+                result.problems = [
                     Problem(
-                        resource: file, message: "ends within a line, as if it were not wholly written",
-                        remedy: "write it whole, with the end of a line at its end"))
+                        .warning, resource: file,
+                        message: "ends within a line, as if it were not wholly written, and is read when it has been so"
+                            + " for \(Self.writingTime.components.seconds) s; its last good content is in force",
+                        remedy: "write it whole, with the end of a line at its end")
+                ]
+                // It is to be looked at again.
+                result.entry.modified = -1
+                parsed[file] = result
+                return result
             }
-            result.endsLine = content.endsLine
+            (result.endsLine, result.half) = (content.endsLine, nil)
             if content.manifest != result.manifest {
                 lastVersion += 1
                 result.version = lastVersion
@@ -204,7 +215,16 @@ public actor DirectoryDatastore: Datastore {
         return result
     }
 
+    /// Whether a file that ends within a line has been so for a short time only.
+    private func isBeingWritten(_ file: inout ParsedFile, _ entry: FolderEntry) -> Bool {
+        if file.half?.entry != entry { file.half = (entry, .now) }
+        return file.half.map { ContinuousClock.now - $0.since < Self.writingTime } ?? false
+    }
+
     // MARK: Writing
+
+    /// So long a file may be half written. What has been so for longer is how somebody writes it.
+    private static let writingTime = Duration.seconds(10)
 
     @discardableResult
     public func update(

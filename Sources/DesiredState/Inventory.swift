@@ -33,6 +33,8 @@ public struct Inventory: Sendable {
     /// What an earlier agent has known, of kinds that nobody has told of yet.
     private var memory: [ResourceKey: ResourceEntry] = [:]
     private var memoryScope = PodScope.own
+    /// Which key each node had last as an earlier agent's traces tell, by node's name, until nodes are told of.
+    private var lastKeys: [AddressFamily: [String: PublicKey]] = [:]
 
     public struct Held: Sendable, Hashable {
         /// What the datastore does not tell of any more, and is kept.
@@ -114,7 +116,7 @@ public struct Inventory: Sendable {
     public mutating func recall() -> Bool {
         guard !isReady, !memory.isEmpty else { return false }
         stale = Set(ResourceKind.allCases).subtracting(known)
-        for (key, entry) in memory where stale.contains(key.kind) { set(key, entry) }
+        for (key, entry) in memory where stale.contains(key.kind) { set(key, withLastKeys(entry, key)) }
         if stale.contains(.pod) { podScope = memoryScope }
         known = Set(ResourceKind.allCases)
         memory = [:]
@@ -122,20 +124,17 @@ public struct Inventory: Sendable {
         return true
     }
 
-    /// Where nodes are known from memory only: these keys are newer, by node's name.
-    public mutating func recallKeys(_ keys: [AddressFamily: [String: PublicKey]]) {
-        guard stale.contains(.node) else { return }
-        for (family, owners) in keys {
-            for (name, key) in owners where name != node {
-                let resourceKey = ResourceKey(.node, name)
-                guard var entry = cluster[resourceKey], case .node(var other)? = entry.resource,
-                    other.publicKeys[family] != key
-                else { continue }
-                other.publicKeys[family] = key
-                entry.resource = .node(other)
-                set(resourceKey, entry)
-            }
-        }
+    /// Keeps which key each node had last, by node's name: newer than what is remembered.
+    public mutating func rememberKeys(_ keys: [AddressFamily: [String: PublicKey]]) {
+        if !known.contains(.node) { lastKeys = keys }
+    }
+
+    private func withLastKeys(_ entry: ResourceEntry, _ key: ResourceKey) -> ResourceEntry {
+        guard key.name != node, case .node(var other)? = entry.resource else { return entry }
+        var result = entry
+        for (family, owners) in lastKeys { other.publicKeys[family] = owners[key.name] ?? other.publicKeys[family] }
+        result.resource = .node(other)
+        return result
     }
 
     private mutating func takeWhole(_ kind: ResourceKind, _ changes: ResourceChanges) {
@@ -160,6 +159,7 @@ public struct Inventory: Sendable {
                 }
             }
             memory = memory.filter { $0.key.kind != kind }
+            if kind == .node { lastKeys = [:] }
         }
         guard !gone.isEmpty else { return held[kind] = nil }
         let keeps = isHeld(kind, listed, of: baseline, changes)
@@ -198,7 +198,7 @@ public struct Inventory: Sendable {
         guard case .node(var node)? = entry.resource, !node.unreadableKeys.isEmpty else { return entry }
         var result = entry
         for family in node.unreadableKeys {
-            guard let before = cluster.nodes[key.name]?.publicKeys[family] else { continue }
+            guard let before = lastKey(key, family) else { continue }
             node.publicKeys[family] = before
             for index in result.problems.indices
             where result.problems[index].field == "metadata.annotations[\(NodeAnnotation.publicKey(family))]" {
@@ -207,6 +207,14 @@ public struct Inventory: Sendable {
         }
         result.resource = .node(node)
         return result
+    }
+
+    /// Of a node that nobody has told of yet, as an earlier agent has known it.
+    private func lastKey(_ key: ResourceKey, _ family: AddressFamily) -> PublicKey? {
+        if let known = cluster.nodes[key.name] { return known.publicKeys[family] }
+        if let last = lastKeys[family]?[key.name] { return last }
+        guard case .node(let remembered)? = memory[key]?.resource else { return nil }
+        return remembered.publicKeys[family]
     }
 
     private mutating func remove(_ key: ResourceKey) {

@@ -26,10 +26,8 @@ public struct KeyPins: Sendable, Hashable {
         _ problems: inout [Problem]
     ) -> [String: PublicKey] {
         guard let choice, choice != .disabled else { return keys }
-        // A node that does not publish its key for a moment keeps it.
-        let pinned = Dictionary(
-            self[family].filter { cluster.nodes[$0.key] != nil }.map { ($0.value, $0.key) },
-            uniquingKeysWith: { first, _ in first })
+        // A node that does not publish its key, or is not there, for a moment keeps it.
+        let pinned = Dictionary(self[family].map { ($0.value, $0.key) }, uniquingKeysWith: { min($0, $1) })
         return keys.filter { name, key in
             // Its own is in its kernel.
             if name == node { return true }

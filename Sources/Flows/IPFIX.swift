@@ -58,7 +58,7 @@ public struct IPFIX: Sendable {
 
     /// exportedMessageTotalCount, exportedFlowRecordTotalCount, and of what was not sent flows, packets, octets; for
     /// an observation domain.
-    private static let statistics = [149, 41, 42, 165, 166, 167].map { IPFIXField($0, $0 == 149 ? 4 : 8) }
+    private static let statistics = [149, 41, 42, 166, 167, 168].map { IPFIXField($0, $0 == 149 ? 4 : 8) }
 
     /// The template set and the options template set.
     func templateSets() -> [UInt8] {

@@ -362,6 +362,17 @@ public struct EBPFSteering: SteeringBackend {
         }
     }
 
+    /// Whether programs that steer are attached, whichever agent has done it; also where that cannot be told.
+    public static func isAttached(_ layout: PinLayout) -> Bool {
+        guard layout.pinnedLinks().isEmpty, let devices = try? RouteSession().links() else { return true }
+        return devices.contains { device in
+            [AttachmentDirection.ingress, .egress].contains { direction in
+                let filter = Attachment(interface: device.index, direction: direction, mechanism: .clsact)
+                return (try? filter.attachedProgram(pin: "")) ?? nil != nil
+            }
+        }
+    }
+
     /// Which of the hooks it made are really in place.
     private func attachedHooks() throws -> [HookPoint: UInt32] {
         var result: [HookPoint: UInt32] = [:]

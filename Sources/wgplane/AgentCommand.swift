@@ -44,7 +44,8 @@ struct AgentCommand: AsyncParsableCommand {
     /// Call it before there is a second thread.
     func reducePrivileges() {
         guard isRoot() else { return }
-        let refusals = AgentPrivileges.reduce(PinLayout(root: node.pins), startsOthers: datastore.startsPrograms)
+        let refusals = AgentPrivileges.reduce(
+            PinLayout(root: node.pins), startsOthers: DatastoreLocation.startsPrograms(datastore.ofAgent))
         Self.refusals.withLock { $0 = refusals }
     }
 
@@ -70,6 +71,7 @@ struct AgentCommand: AsyncParsableCommand {
         }
         ProcessMemory.economize()
         var options = node.options
+        options.datastoreArgument = try DatastoreLocation.absolute(datastore.ofAgent)
         options.overrides =
             SettingOverride.environment(ProcessInfo.processInfo.environment)
             + (try settings.map { try SettingOverride.commandLine($0) })
@@ -78,7 +80,7 @@ struct AgentCommand: AsyncParsableCommand {
         try makeOwnFolders(options.runDirectory)
         let logger = agentLogger(logLevel, runDirectory: options.runDirectory)
         for refusal in Self.refusals.withLock({ $0 }) { logger.warning("\(AgentPrivileges.problem(of: refusal))") }
-        let store = try datastore.open(logger)
+        let store = try DatastoreLocation.open(datastore.ofAgent, logger: logger)
         let service = AgentService(options: options, datastore: store, logger: logger)
         let group = ServiceGroup(
             configuration: .init(
@@ -102,7 +104,8 @@ struct CleanupCommand: AsyncParsableCommand {
             Programs, maps, routing rules and routes, rules in the node's firewall, WireGuard devices whatever
             their names, the kernel's settings as they were, and the agent's files; and the Node's annotations,
             its condition and the devices' addresses in the datastore, so that the other nodes send in clear
-            again, as this one does afterwards.
+            again, as this one does afterwards. Node and datastore are those of the last agent since the boot, where
+            nothing else is said. Exit status 1 when the datastore could not be told, or something is left.
             """)
 
     @OptionGroup var node: NodeOptions
@@ -112,10 +115,16 @@ struct CleanupCommand: AsyncParsableCommand {
     ]
 
     func run() async throws {
-        let cleanup = NodeCleanup(node.options)
-        if let problem = try await datastore.use({ try await cleanup.cleanUp(devices: device, datastore: $0) }) {
-            FileHandle.standardError.write(Data("wgplane: \(problem)\n".utf8))
+        var options = node.options
+        let report = try? StatusReport.read(runDirectory: options.runDirectory)
+        if let report, !node.isNamed { options.node = report.node }
+        // Before anything is touched: what is no datastore's name is refused, and the report is there.
+        let location = datastore.resolved(runDirectory: options.runDirectory)
+        try DatastoreLocation.check(location)
+        let problem = try await NodeCleanup(options).cleanUp(devices: device) { body in
+            try await using(try DatastoreLocation.open(location, logger: quietLogger), body)
         }
+        if let problem { throw ProblemsError(problem) }
     }
 }
 

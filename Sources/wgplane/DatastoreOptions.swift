@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Agent
 import ArgumentParser
 import Datastore
 import EtcdDatastore
@@ -12,38 +13,62 @@ import Model
 enum DatastoreLocation {
     static let help = "directory:PATH, etcd:HOST:PORT,…, kubernetes, or kubernetes:KUBECONFIG"
 
+    private enum Kind {
+        case directory(String)
+        case etcd(String)
+        case kubernetes(String?)
+    }
+
     static func open(
         _ text: String, environment: [String: String] = ProcessInfo.processInfo.environment, logger: Logger
     ) throws -> any Datastore {
-        let (kind, rest) = split(text)
-        switch (kind, rest) {
-        case ("directory", let path?) where !path.isEmpty: return DirectoryDatastore(path: path, logger: logger)
-        case ("etcd", let hosts?):
+        switch try parse(text) {
+        case .directory(let path): return DirectoryDatastore(path: path, logger: logger)
+        case .etcd(let hosts):
             return EtcdDatastore(try EtcdAccess(hosts: hosts, environment: environment), logger: logger)
-        case ("kubernetes", nil):
-            return KubernetesDatastore(try KubernetesAccess.found(environment: environment), logger: logger)
-        case ("kubernetes", let file?) where !file.isEmpty:
+        case .kubernetes(let file):
             return KubernetesDatastore(try KubernetesAccess.found(file: file, environment: environment), logger: logger)
-        default:
-            throw ValidationError("--datastore: \"\(text)\" is no datastore; write it like \(help)")
         }
     }
+
+    /// The same for who is in another folder.
+    static func absolute(_ text: String) throws -> String {
+        func absolute(_ file: String) -> String {
+            file.hasPrefix("/") ? file : "\(FileManager.default.currentDirectoryPath)/\(file)"
+        }
+        switch try parse(text) {
+        case .directory(let path): return "directory:\(absolute(path))"
+        case .kubernetes(let file?): return "kubernetes:\(absolute(file))"
+        case .etcd, .kubernetes(nil): return text
+        }
+    }
+
+    /// Throws where it is no datastore's name; whether there is one is not looked at.
+    static func check(_ text: String) throws { _ = try parse(text) }
 
     /// Whether its credentials come from a program, which must be started (`users[].user.exec` of a kubeconfig).
     static func startsPrograms(
         _ text: String, environment: [String: String] = ProcessInfo.processInfo.environment
     ) -> Bool {
-        let (kind, file) = split(text)
-        guard kind == "kubernetes" else { return false }
         // What cannot be read is said when it is opened.
-        guard let access = try? KubernetesAccess.found(file: file, environment: environment) else { return false }
+        guard case .kubernetes(let file)? = try? parse(text),
+            let access = try? KubernetesAccess.found(file: file, environment: environment)
+        else { return false }
         if case .program = access.identity { return true }
         return false
     }
 
-    private static func split(_ text: String) -> (kind: String, rest: String?) {
-        guard let colon = text.firstIndex(of: ":") else { return (text, nil) }
-        return (String(text[..<colon]), String(text[text.index(after: colon)...]))
+    private static func parse(_ text: String) throws -> Kind {
+        let colon = text.firstIndex(of: ":")
+        let rest = colon.map { String(text[text.index(after: $0)...]) }
+        switch (colon.map { String(text[..<$0]) } ?? text, rest) {
+        case ("directory", let path?) where !path.isEmpty: return .directory(path)
+        case ("etcd", let hosts?): return .etcd(hosts)
+        case ("kubernetes", nil): return .kubernetes(nil)
+        case ("kubernetes", let file?) where !file.isEmpty: return .kubernetes(file)
+        default:
+            throw ValidationError("--datastore: \"\(text)\" is no datastore; write it like \(help)")
+        }
     }
 }
 
@@ -52,19 +77,24 @@ struct DatastoreOptions: ParsableArguments {
     @Option(
         name: .customLong("datastore"),
         help: ArgumentHelp(
-            "Where the resources are: \(DatastoreLocation.help). Default: WGPLANE_DATASTORE, else directory:/var/lib/wgplane. See `wgplane datastore --help`.",
+            "Where the resources are: \(DatastoreLocation.help). Default: WGPLANE_DATASTORE, else where this node's agent has them, else directory:/var/lib/wgplane. See `wgplane datastore --help`.",
             valueName: "location"))
     var location: String?
 
-    private var text: String {
-        location ?? ProcessInfo.processInfo.environment["WGPLANE_DATASTORE"] ?? "directory:/var/lib/wgplane"
+    /// As somebody has said.
+    var said: String? { location ?? ProcessInfo.processInfo.environment["WGPLANE_DATASTORE"] }
+
+    /// Of an agent.
+    var ofAgent: String { said ?? "directory:/var/lib/wgplane" }
+
+    /// Of any other command: what the node's agent works on, where nobody says otherwise.
+    func resolved(runDirectory: String = AgentOptions.defaultRunDirectory) -> String {
+        if let said { return said }
+        let told = (try? StatusReport.read(runDirectory: runDirectory))?.datastoreArgument ?? ""
+        return told.isEmpty ? ofAgent : told
     }
 
-    func open(_ logger: Logger = quietLogger) throws -> any Datastore {
-        try DatastoreLocation.open(text, logger: logger)
-    }
-
-    var startsPrograms: Bool { DatastoreLocation.startsPrograms(text) }
+    func open() throws -> any Datastore { try DatastoreLocation.open(resolved(), logger: quietLogger) }
 
     /// Opens it for one piece of work.
     @discardableResult

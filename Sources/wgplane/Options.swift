@@ -32,6 +32,9 @@ struct NodeOptions: ParsableArguments {
     @Option(help: "Folder of the pinned maps.")
     var pins = PinLayout.defaultRoot
 
+    /// Whether somebody has said which node.
+    var isNamed: Bool { node != nil || ProcessInfo.processInfo.environment["WGPLANE_NODE"] != nil }
+
     var options: AgentOptions {
         let environment = ProcessInfo.processInfo.environment
         let name = node ?? environment["WGPLANE_NODE"] ?? ProcessInfo.processInfo.hostName

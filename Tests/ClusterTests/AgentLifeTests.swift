@@ -2,6 +2,7 @@
 
 import Agent
 import DataplaneMaps
+import Datastore
 import Foundation
 import Lab
 import Model
@@ -76,9 +77,23 @@ struct AgentLifeTests {
             let list = try await Cluster.wgplane(lab, "node1", "maps", "list")
             // The second lock's maps are there in strict mode only.
             for name in NodeMaps.names where !name.hasPrefix("guard_") { #expect(list.output.contains(name)) }
-            let cleaned = try await Cluster.wgplane(lab, "node1", "cleanup")
+            func annotations(_ node: String) async throws -> [String: String]? {
+                try await lab.datastore.read().manifests[ResourceKey(.node, node)]?.annotations
+            }
+            // Which node that was, and which datastore, is known from the agent's report.
+            #expect(try await annotations("node1")?.isEmpty == false)
+            let cleaned = try await Cluster.execute(
+                lab, "node1", ["env", "-u", "WGPLANE_NODE", "-u", "WGPLANE_DATASTORE", Cluster.binary, "cleanup"])
             #expect(cleaned.status == 0, "\(cleaned.output)")
+            #expect(try await annotations("node1")?.isEmpty == true)
             #expect(!FileManager.default.fileExists(atPath: lab.paths.pins("node1")))
+            #expect(!FileManager.default.fileExists(atPath: "\(lab.paths.runDirectory("node1"))/state"))
+            // Where it cannot be told, the rest is done, and it is said.
+            try await lab.stopAgent("node2", signal: SIGKILL)
+            let untold = try await Cluster.wgplane(lab, "node2", "cleanup", "--datastore", "directory:/nowhere")
+            #expect(untold.status == 1 && untold.output.contains("may still tell the others"), "\(untold.output)")
+            #expect(!FileManager.default.fileExists(atPath: lab.paths.pins("node2")))
+            #expect(try await annotations("node2")?.isEmpty == false)
             let devices = try await Cluster.execute(lab, "node1", ["ip", "-br", "link"])
             #expect(!devices.output.contains("wireguard.cali"))
             let none = try await Cluster.wgplane(lab, "node1", "maps", "list")

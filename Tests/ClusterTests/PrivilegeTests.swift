@@ -157,6 +157,13 @@ struct PrivilegeTests {
             try await lab.stopAgent("node1", signal: SIGTERM)
             try removeFile(config)
             try renameFile(real, config)
+            try FileManager.default.setAttributes([.ownerAccountID: 65534], ofItemAtPath: config)
+            _ = try await lab.startAgent("node1")
+            try await lab.wait("the agent names whose it is") {
+                lab.status("node1")?.problems.contains { $0.message.contains("belongs to user 65534") } == true
+            }
+            try await lab.stopAgent("node1", signal: SIGTERM)
+            try FileManager.default.setAttributes([.ownerAccountID: 0], ofItemAtPath: config)
             _ = try await lab.startAgent("node1")
             try await lab.waitUntilSettled(enabled: true)
         }

@@ -87,6 +87,21 @@ struct DatastoreTests {
         try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2}\nstatus:")
         let half = try await folder.store.read()
         #expect(half.manifests.count == 2 && half.problems.contains { $0.message.contains("ends within a line") })
+        // JSON ends where it ends; half of it is none.
+        try folder.write("nodes/n2.yaml", #"{"kind": "Node", "metadata": {"name": "n2", "labels": {"a": "b"}}}"#)
+        #expect(try await folder.store.read().problems.map(\.resource) == ["nodes/n1.yaml"])
+        try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2}\n")
+        #expect(try await folder.store.read().problems.map(\.resource) == ["nodes/n1.yaml"])
+        // Who writes without the end of a line is believed in time.
+        try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2, annotations: {a: c}}")
+        #expect(try await folder.store.read().manifests[ResourceKey(.node, "n2")]?.annotations == [:])
+        let deadline = ContinuousClock.now + .seconds(30)
+        var late = try await folder.store.read()
+        while late.problems.count > 1, .now < deadline {
+            try await Task.sleep(for: .milliseconds(200))
+            late = try await folder.store.read()
+        }
+        #expect(late.manifests[ResourceKey(.node, "n2")]?.annotations == ["a": "c"])
         try folder.write("nodes/n2.yaml", "kind: Node\nmetadata: {name: n2}\n")
         try folder.write("nodes/n1.yaml", "kind: Node\nmetadata:\n  name: n1\n  annotations: {a: b}\n")
         let mended = try await folder.store.read()

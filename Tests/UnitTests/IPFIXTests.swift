@@ -153,6 +153,8 @@ struct IPFIXTests {
             let statistics = try #require(reader.records.first)
             #expect(statistics.template == 258 && reader.records.count == 2)
             #expect(statistics.values[Field(enterprise: 0, number: 149)] == [0, 0, 0, 77])
+            // As IANA has them: exported messages and records, flows, packets and octets that were not sent.
+            #expect(statistics.values.keys.map(\.number).sorted() == [41, 42, 149, 166, 167, 168])
         }
     }
 

@@ -137,8 +137,16 @@ struct InventoryTests {
         #expect(!FileManager.default.fileExists(atPath: ResourceCache.path(options)))
     }
 
+    @Test("what is written quickly is written soon, what takes long each half minute, or for a hundredth of the time")
+    func pace() {
+        #expect(ResourceCache.period(after: .milliseconds(1)) == .seconds(2))
+        #expect(ResourceCache.period(after: .milliseconds(20)) == .seconds(10))
+        #expect(ResourceCache.period(after: .milliseconds(200)) == .seconds(30))
+        #expect(ResourceCache.period(after: .seconds(1)) == .seconds(100))
+    }
+
     @Test("a key that cannot be read takes none away")
-    func tornKey() {
+    func tornKey() throws {
         func node(_ key: String) -> ResourceChanges {
             var manifest = Self.node("n2")
             manifest.content[["metadata", "annotations"]] = .object([
@@ -160,6 +168,24 @@ struct InventoryTests {
         #expect(problems().contains { $0.message.contains("last good value") && $0.value == "shorter" })
         inventory.apply(node(Make.key(3).description))
         #expect(inventory.cluster.nodes["n2"]?.publicKeys[.ipv4] == Make.key(3) && problems().isEmpty)
+        // An agent that starts has it from an earlier one: of what that kept, or of its traces, which are newer.
+        let key = ResourceKey(.node, "n2")
+        let kept = [key: try #require(inventory.cluster[key])]
+        let cases: [([AddressFamily: [String: PublicKey]], PublicKey)] = [
+            ([:], Make.key(3)), ([.ipv4: ["n2": Make.key(4)]], Make.key(4)),
+        ]
+        for (traces, expected) in cases {
+            for isAway in [false, true] {
+                var next = Inventory(node: "n1")
+                next.remember(kept, podScope: .own)
+                next.rememberKeys(traces)
+                if isAway { _ = next.recall() } else { next.apply(node("short")) }
+                #expect(next.cluster.nodes["n2"]?.publicKeys[.ipv4] == expected)
+                next.apply(Self.whole(["n1", "n2"]))
+                next.apply(node("short"))
+                #expect(next.cluster.nodes["n2"]?.publicKeys[.ipv4] == nil, "it was taken back in between")
+            }
+        }
     }
 
     @Test("what has gone is kept in mind at once where it would be held against an earlier memory")
