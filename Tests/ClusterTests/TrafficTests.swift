@@ -159,6 +159,11 @@ struct TrafficTests {
                                 && lab.status(node)?[.ipv6]?.mtu == UInt32(mtu - 80)
                         }
                     }
+                    // As the kernel has them.
+                    for (device, fitting) in [("wireguard.cali", mtu - 60), ("wg-v6.cali", mtu - 80)] {
+                        let shown = try await Cluster.execute(lab, "node1", ["ip", "-o", "link", "show", device])
+                        #expect(shown.output.contains(" mtu \(fitting) "), "\(shown.output)")
+                    }
                     // Those from before, and new ones, which know of no other MTU.
                     streams += try await Task.detachedThread {
                         try target.addresses.map {
