@@ -203,8 +203,8 @@ public struct Doctor: Sendable {
 
     /// What may keep WireGuard's packets out: TC programs cannot let past netfilter what that drops.
     private func hostFirewall() -> Finding {
-        let kind = FirewallKind.inUse()
         do {
+            let kind = try FirewallKind.inUse()
             let chains = try FirewallExceptions.dropping(.input)
             guard !chains.isEmpty else {
                 return Finding(

@@ -40,8 +40,12 @@ public actor DirectoryDatastore: Datastore {
 
     public nonisolated var unownedExecutor: UnownedSerialExecutor { queue.asUnownedSerialExecutor() }
 
-    public init(path: String, logger: Logger) {
+    /// So long a file may be half written. What has been so for longer is how somebody writes it.
+    private let writingTime: Duration
+
+    public init(path: String, writingTime: Duration = .seconds(10), logger: Logger) {
         self.path = path
+        self.writingTime = writingTime
         self.logger = logger
         location = "directory:\(path)"
     }
@@ -184,7 +188,7 @@ public actor DirectoryDatastore: Datastore {
                     Problem(
                         .warning, resource: file,
                         message: "ends within a line, as if it were not wholly written, and is read when it has been so"
-                            + " for \(Self.writingTime.components.seconds) s; its last good content is in force",
+                            + " for \(writingTime.components.seconds) s; its last good content is in force",
                         remedy: "write it whole, with the end of a line at its end")
                 ]
                 // It is to be looked at again.
@@ -218,13 +222,10 @@ public actor DirectoryDatastore: Datastore {
     /// Whether a file that ends within a line has been so for a short time only.
     private func isBeingWritten(_ file: inout ParsedFile, _ entry: FolderEntry) -> Bool {
         if file.half?.entry != entry { file.half = (entry, .now) }
-        return file.half.map { ContinuousClock.now - $0.since < Self.writingTime } ?? false
+        return file.half.map { ContinuousClock.now - $0.since < writingTime } ?? false
     }
 
     // MARK: Writing
-
-    /// So long a file may be half written. What has been so for longer is how somebody writes it.
-    private static let writingTime = Duration.seconds(10)
 
     @discardableResult
     public func update(

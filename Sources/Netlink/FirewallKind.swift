@@ -13,25 +13,26 @@ public enum FirewallKind: String, Sendable, Hashable, Codable {
     case iptablesLegacy = "iptables-legacy"
 
     /// Which one the calling thread's network namespace has in use. Legacy iptables counts when it has a
-    /// rule, iptables-nft when it has made a chain.
-    public static func inUse() -> FirewallKind {
+    /// rule, iptables-nft when it has made a chain. Throws where nf_tables does not tell what is there.
+    public static func inUse() throws(NetlinkError) -> FirewallKind {
         for family in AddressFamily.allCases {
             for table in legacyTables(family) where LegacyTable(table, isIPv6: family == .ipv6)?.hasRules == true {
                 return .iptablesLegacy
             }
         }
-        return AddressFamily.allCases.contains { !nftChains($0).isEmpty } ? .iptablesNFT : .tables
+        for family in AddressFamily.allCases where try !nftChains(family).isEmpty { return .iptablesNFT }
+        return .tables
     }
 
     /// iptables' chains (`filter INPUT`, `nat POSTROUTING`, …) that are there, by family: asking
-    /// iptables for another one would make it.
-    public func iptablesChains() -> [AddressFamily: Set<String>] {
+    /// iptables for another one would make it. Throws as `inUse` does.
+    public func iptablesChains() throws(NetlinkError) -> [AddressFamily: Set<String>] {
         switch self {
-        case .tables: [:]
-        case .iptablesNFT: [.ipv4: Self.nftChains(.ipv4), .ipv6: Self.nftChains(.ipv6)]
+        case .tables: return [:]
+        case .iptablesNFT: return [.ipv4: try Self.nftChains(.ipv4), .ipv6: try Self.nftChains(.ipv6)]
         // A legacy table has all its chains.
         case .iptablesLegacy:
-            Dictionary(
+            return Dictionary(
                 uniqueKeysWithValues: AddressFamily.allCases.map { family in
                     (
                         family,
@@ -59,11 +60,10 @@ public enum FirewallKind: String, Sendable, Hashable, Codable {
     }
 
     /// Chains of nf_tables as iptables-nft makes them.
-    private static func nftChains(_ family: AddressFamily) -> Set<String> {
+    private static func nftChains(_ family: AddressFamily) throws(NetlinkError) -> Set<String> {
         let number = UInt8((family == .ipv4 ? WGP_NFPROTO_IPV4 : WGP_NFPROTO_IPV6).rawValue)
-        let chains = (try? FirewallInspection.chains()) ?? []
         return Set(
-            chains.filter { chain in
+            try FirewallInspection.chains().filter { chain in
                 chain.family == number && FirewallExceptions.iptablesTables.contains(chain.table) && chain.hook != nil
                     && FirewallExceptions.iptablesChains.contains(chain.name)
             }.map { "\($0.table) \($0.name)" })

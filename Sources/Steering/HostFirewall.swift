@@ -57,9 +57,9 @@ public struct HostFirewall {
 
     private mutating func place(_ chains: FirewallChains, _ wantsExceptions: Bool) throws {
         let before = kind
-        let kind = FirewallKind.inUse()
+        let kind = try FirewallKind.inUse()
         self.kind = kind
-        let split = Self.split(chains, kind)
+        let split = try Self.split(chains, kind)
         for family in AddressFamily.allCases where kind != .tables {
             let rules = split.inIptables[family] ?? [:]
             let tool = Iptables(kind: kind, family: family, chains: split.there[family] ?? [])
@@ -85,10 +85,10 @@ public struct HostFirewall {
     }
 
     /// Which rules go into iptables' tables, where those are there, and which into our own.
-    private static func split(_ chains: FirewallChains, _ kind: FirewallKind) -> (
+    private static func split(_ chains: FirewallChains, _ kind: FirewallKind) throws -> (
         there: [AddressFamily: Set<String>], inIptables: [AddressFamily: FirewallChains], inTables: FirewallChains
     ) {
-        let there = kind.iptablesChains()
+        let there = try kind.iptablesChains()
         var inIptables: [AddressFamily: FirewallChains] = [:]
         var inTables: FirewallChains = [:]
         for (hook, rules) in chains {
@@ -131,7 +131,7 @@ public struct HostFirewall {
 
     private static func removeIptables(_ kind: FirewallKind) throws {
         guard kind.mayHaveChains(prefix: Iptables.prefix) else { return }
-        for (family, chains) in kind.iptablesChains() where !chains.isEmpty {
+        for (family, chains) in try kind.iptablesChains() where !chains.isEmpty {
             try Iptables(kind: kind, family: family, chains: chains).remove()
         }
     }

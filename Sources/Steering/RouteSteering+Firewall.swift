@@ -46,7 +46,7 @@ extension RouteSteering {
     public static func exceptions(_ routing: RoutingPlan) throws -> FirewallChains {
         guard routing.makesExceptions else { return [:] }
         let isNeeded = try [FirewallHook.input, .output].contains { try !FirewallExceptions.dropping($0).isEmpty }
-        let hasLegacy = FirewallKind.inUse() == .iptablesLegacy
+        let hasLegacy = try FirewallKind.inUse() == .iptablesLegacy
         guard isNeeded || hasLegacy else { return [:] }
         return allowChains(routing).filter { $0.key != .prerouting }
     }

@@ -18,7 +18,7 @@ struct DatastoreTests {
         let path = "/tmp/wgplane-datastore-\(UUID().uuidString)"
         let store: DirectoryDatastore
         init() async throws {
-            store = DirectoryDatastore(path: path, logger: DatastoreTests.logger)
+            store = DirectoryDatastore(path: path, writingTime: .seconds(2), logger: DatastoreTests.logger)
             try await store.create()
         }
         deinit { try? FileManager.default.removeItem(atPath: path) }

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-/* malloc, calloc, realloc and aligned ones of the calling thread so far. */
+/* malloc, calloc, realloc and aligned ones of the calling thread so far; always 0 with a sanitizer. */
 uint64_t wgt_allocations(void);
 
 #endif
