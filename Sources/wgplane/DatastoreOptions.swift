@@ -77,7 +77,7 @@ struct DatastoreOptions: ParsableArguments {
     @Option(
         name: .customLong("datastore"),
         help: ArgumentHelp(
-            "Where the resources are: \(DatastoreLocation.help). Default: WGPLANE_DATASTORE, else where this node's agent has them, else directory:/var/lib/wgplane. See `wgplane datastore --help`.",
+            "Where the resources are: \(DatastoreLocation.help). Default: WGPLANE_DATASTORE, else (but for an agent) where this node's agent has them, else directory:/var/lib/wgplane. See `wgplane datastore --help`.",
             valueName: "location"))
     var location: String?
 
