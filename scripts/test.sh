@@ -124,7 +124,7 @@ if [ ${#kernels[@]} -gt 0 ]; then
 	tests=$results/tests
 	mkdir "$tests"
 	cp "$binaries/wgplanePackageTests.xctest" "$wgplane" "$tests/"
-	limit=1500
+	limit=2700
 	[ $set = proof ] || limit=7200
 fi
 
@@ -145,7 +145,6 @@ if [ -n "$host" ]; then
 	"$wgplane" doctor -o json >"$results/host/doctor.json" 2>/dev/null
 	# What waits for servers most of the time goes on beside the machines, if there are any.
 	if [ ${#kernels[@]} -gt 0 ]; then host_part all --skip '^DatastoreTests\.'; else host_part all "$@"; fi
-	[ -z "$programs" ] || wait $programs
 fi
 
 if [ ${#kernels[@]} -gt 0 ]; then
@@ -154,19 +153,19 @@ if [ ${#kernels[@]} -gt 0 ]; then
 		{ set +m && host_part datastores --filter '^DatastoreTests\.'; } &
 		datastores=$!
 	}
-	# Two lanes: each machine's tests run one after the other, mostly on one processor.
+	# Two lanes, each mostly on one processor, take one machine after the other, those that take longest first.
 	lane() {
 		set +m # one group for all that it starts
-		for kernel in "$@"; do machine "$kernel" $parts $limit; done
+		for kernel in newest 6.12 6.1 5.10 uml; do
+			[[ " ${kernels[*]} " == *" $kernel "* ]] && mkdir "$results/taken-$kernel" 2>/dev/null || continue
+			machine "$kernel" $parts $limit
+		done
 	}
-	first=() second=()
-	for index in "${!kernels[@]}"; do
-		# 5.10 and the newest, 6.1 and 6.12: about the same.
-		case $index in 0 | 3) first+=("${kernels[$index]}") ;; *) second+=("${kernels[$index]}") ;; esac
-	done
-	lane "${first[@]}" &
+	lane &
 	lanes=($!)
-	lane "${second[@]}" &
+	# The machines that went on beside this kernel's tests are still one processor's work.
+	[ -z "${programs:-}" ] || wait $programs
+	lane &
 	lanes+=($!)
 	for process in "${lanes[@]}" $datastores; do wait "$process"; done
 	for kernel in "${kernels[@]}"; do missing "$kernel" $set; done

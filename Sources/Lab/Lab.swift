@@ -257,11 +257,14 @@ public actor Lab {
         currentEnvironment().first { $0.hasPrefix("WGPLANE_LAB_PATIENCE=") }
         .flatMap { Int($0.dropFirst("WGPLANE_LAB_PATIENCE=".count)) }.map { max($0, 1) } ?? 1
 
-    /// Waits until a condition holds; throws, with `what`, when it does not in time.
+    /// Waits until a condition holds; throws, with `what` and what `lacking` says, when it does not in time.
+    ///
+    /// Where all is emulated, beside other machines, a deadline is no measure: it is there to end what stands still.
     public nonisolated func wait(
-        _ what: String, within limit: Duration = .seconds(15), _ condition: () async throws -> Bool
+        _ what: String, within limit: Duration = .seconds(15), lacking: () -> String = { "" },
+        _ condition: () async throws -> Bool
     ) async throws {
-        let limit = limit * Self.patience
+        let limit = limit * Self.patience * (Self.patience > 1 ? 3 : 1)
         let deadline = ContinuousClock.now + limit
         while true {
             do {
@@ -274,7 +277,7 @@ public actor Lab {
             guard ContinuousClock.now < deadline else {
                 throw ProblemsError(
                     Problem(
-                        resource: "lab", field: spec.name, message: "waited \(limit) in vain until \(what)",
+                        resource: "lab", field: spec.name, message: "waited \(limit) in vain until \(what)\(lacking())",
                         remedy: "see the agents' logs in \(paths.root)/nodes"))
             }
             try await Task.sleep(for: .milliseconds(5))
@@ -284,7 +287,9 @@ public actor Lab {
     /// Waits until every agent has every other node's peer in the tunnel (or, disabled, none).
     public nonisolated func waitUntilSettled(enabled: Bool, within limit: Duration = .seconds(20)) async throws {
         let patience = ContinuousClock.now + .seconds(3 * Self.patience)
-        try await wait(enabled ? "all peers are ready" : "all nodes are in clear", within: limit) {
+        try await wait(
+            enabled ? "all peers are ready" : "all nodes are in clear", within: limit, lacking: { unsettled() }
+        ) {
             for node in nodeNames() {
                 guard let status = status(node), status.datastoreState == "ready" else { return false }
                 // What a node cannot do at all does not get better by waiting.
@@ -305,6 +310,18 @@ public actor Lab {
             }
             return true
         }
+    }
+
+    /// What each node has come to, for who reads that the wait was in vain.
+    private nonisolated func unsettled() -> String {
+        nodeNames().map { node in
+            guard let status = status(node) else { return ": \(node) has no agent that reports" }
+            let families = spec.families.compactMap { status[$0] }.map { report in
+                let peers = report.peers.map { "\($0.node) \($0.action) \($0.state)" }.joined(separator: ", ")
+                return "; \(report.phase) [\(peers)]"
+            }
+            return ": \(node) \(status.mode), datastore \(status.datastoreState)" + families.joined()
+        }.joined()
     }
 
     /// Ends a wait at once.
