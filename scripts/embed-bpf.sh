@@ -23,7 +23,7 @@ strip() {
 
 "$clang" -target bpf -g -O2 -mcpu=v3 -std=gnu11 -Wall -Wextra -Werror \
 	-idirafter "/usr/include/$(uname -m)-linux-gnu" \
-	-I "$include" -I "$include/include" -c "$source" -o "$object"
+	"-ffile-prefix-map=${include%/}=bpf" -I "$include" -I "$include/include" -c "$source" -o "$object"
 strip "$object"
 {
 	echo "// Generated from bpf/$name.bpf.c; do not edit."

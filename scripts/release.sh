@@ -31,7 +31,8 @@ output=$(cd "$output" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Paths of the folder stand nowhere in what is built, and symbols for a debugger are left out.
+# Paths of the folder stand nowhere in what is built, and symbols for a debugger are left out. The build ID is the
+# commit: the linker's own would be of those symbols, too, which have the folder's paths.
 build() { # FOLDER
 	git clone -q . "$work/$1"
 	[ ! -e Package.resolved ] || cp Package.resolved "$work/$1/"
@@ -39,7 +40,7 @@ build() { # FOLDER
 		cd "$work/$1"
 		swift build -c release --product wgplane --static-swift-stdlib \
 			-Xswiftc -gnone -Xswiftc -file-prefix-map -Xswiftc "$PWD=." -Xswiftc -no-clang-module-breadcrumbs \
-			-Xcc "-ffile-prefix-map=$PWD=." -Xcc -g0 >"$work/$1.log" 2>&1
+			-Xcc "-ffile-prefix-map=$PWD=." -Xcc -g0 -Xlinker "--build-id=0x$commit" >"$work/$1.log" 2>&1
 	) || { grep error "$work/$1.log" | sort -u | head -20 >&2 && exit 1; }
 	strip --strip-all -o "$work/$1.bin" "$(cd "$work/$1" && swift build -c release --show-bin-path)/wgplane"
 }

@@ -37,9 +37,8 @@ struct LoadRunner {
         try rig.enter(mode, cluster)
         _ = try run(load, cluster, count: max(64, count / 20))
         // The least of many short runs: the machine is not quiet for long.
-        var best = Double.infinity
-        for _ in 0..<20 { best = min(best, try run(load, cluster, count: count / 20)) }
-        return best
+        try SteeringRig.pin()
+        return try rig.gauge.least(of: 20) { try run(load, cluster, count: count / 20) }
     }
 
     private func run(_ load: Load, _ cluster: SteeringRig.Cluster, count: Int) throws -> Double {

@@ -53,6 +53,7 @@ final class SteeringRig {
     let layout = PinLayout(root: "/sys/fs/bpf/wgplane-bench-\(ProcessInfo.processInfo.processIdentifier)-node")
     let yardsticks: YardstickPrograms
     let tun: Int32
+    let gauge: Gauge
     private let session: RouteSession
     private let indexes: [String: UInt32]
     private let sinks: (ethernet: BPFProgram, tunnel: BPFProgram)
@@ -100,6 +101,12 @@ final class SteeringRig {
             try session.setLink(link.index, up: true, mtu: link.name == Self.tunnel ? Self.mtu : nil)
         }
         self.indexes = indexes
+        try Self.pod.run {
+            let session = try RouteSession()
+            for link in try session.links() where link.name == "lo" { try session.setLink(link.index, up: true) }
+        }
+        try Self.pin()
+        gauge = try Gauge(in: Self.pod)
         yardsticks = try YardstickPrograms("sink")
         sinks = (try yardsticks.sink(isEthernet: true), try yardsticks.sink(isEthernet: false))
         try connect()

@@ -99,6 +99,22 @@ static socklen_t endpoint(struct sockaddr_storage *to, int is_ipv6, const uint8_
 	}
 }
 
+int wgb_udp_drain(void)
+{
+	struct sockaddr_storage own;
+	socklen_t length = endpoint(&own, 0, NULL);
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), least = 1, error;
+
+	if (fd < 0)
+		return -errno;
+	if (!setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &least, sizeof(least)) &&
+	    !bind(fd, (struct sockaddr *)&own, length))
+		return fd;
+	error = errno;
+	close(fd);
+	return -error;
+}
+
 static int stream(int is_ipv6)
 {
 	int fd = socket(is_ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

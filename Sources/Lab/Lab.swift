@@ -259,12 +259,12 @@ public actor Lab {
 
     /// Waits until a condition holds; throws, with `what` and what `lacking` says, when it does not in time.
     ///
-    /// Where all is emulated, beside other machines, a deadline is no measure: it is there to end what stands still.
+    /// A deadline is no measure: it is there to end what stands still, on the slowest of machines.
     public nonisolated func wait(
         _ what: String, within limit: Duration = .seconds(15), lacking: () -> String = { "" },
         _ condition: () async throws -> Bool
     ) async throws {
-        let limit = limit * Self.patience * (Self.patience > 1 ? 3 : 1)
+        let limit = limit * Self.patience * 3
         let deadline = ContinuousClock.now + limit
         while true {
             do {

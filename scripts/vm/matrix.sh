@@ -45,17 +45,20 @@ parts_of() {
 	esac
 }
 
-# machine NAME SET SECONDS [PREFIX]: boots it, runs its tests, records them.
+# machine NAME SET SECONDS: boots it, runs its tests, records them.
 machine() {
-	local out=$results/$1 options="--kernel $1" status log try part wireguard attachment ended seconds release
+	local out=$results/$1 options="--kernel $1" prefix status log try part wireguard attachment ended seconds release
 	[ "$1" != uml ] || options=--uml
 	[ "$2" != programs ] || out+=-programs
 	[[ $2 != programs || " $(parts_of "$1" proof) " == *" programs "* ]] || return 0
 	for try in 1 2; do
 		rm -rf "$out" && mkdir -p "$out"
 		status=0
+		# Beside the tests on this kernel, with what processors these leave.
+		prefix=
+		[ "$2" != programs ] || [ -e "$results/host-over" ] || prefix="chrt --idle 0"
 		# shellcheck disable=SC2086
-		${4:-} scripts/vm.sh $options --timeout "$3" --memory 3072 --out "$out" -- scripts/vm/machine-tests "$tests" "$2" \
+		$prefix scripts/vm.sh $options --timeout "$3" --memory 3072 --out "$out" -- scripts/vm/machine-tests "$tests" "$2" \
 			>"$out/machine.log" 2>&1 &
 		wait $! || status=$?
 		# One that stands still is no test's word: once more, and the log says so.

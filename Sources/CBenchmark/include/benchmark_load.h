@@ -27,6 +27,9 @@ uint64_t wgb_thread_time(void);
  */
 int wgb_udp_socket(int is_ipv6, uint16_t segment);
 
+/* A UDP socket of IPv4 at WGP_BENCH_PORT that nobody is to read, with the least of buffers. Negative: -errno. */
+int wgb_udp_drain(void);
+
 /*
  * TCP without delays, port WGP_BENCH_PORT; `address`: 4 or 16 bytes. Negative: -errno. Accepting and connecting wait
  * for ten seconds at most.
