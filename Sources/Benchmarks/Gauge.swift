@@ -18,7 +18,7 @@ final class Gauge {
     /// How much slower than its least the gauge may be.
     private static let tolerance = 1.15
     /// Seconds that one value may be waited for.
-    private static let patience = 12.0
+    private static let patience = 60.0
 
     /// - Parameter place: a namespace whose loopback device is up.
     init(in place: NamespaceFiles) throws {
