@@ -38,7 +38,7 @@ struct LoadRunner {
         _ = try run(load, cluster, count: max(64, count / 20))
         // The least of many short runs: the machine is not quiet for long.
         try SteeringRig.pin()
-        return try rig.gauge.least(of: 8) { try run(load, cluster, count: count / 20) }
+        return try rig.gauge.least(of: 12) { try run(load, cluster, count: count / 20) }
     }
 
     private func run(_ load: Load, _ cluster: SteeringRig.Cluster, count: Int) throws -> Double {
