@@ -57,14 +57,9 @@ clean_up() {
 			[ -e "$left" ] && "$wgplane" lab down --name "${left##*/}" --partial >/dev/null 2>&1
 		done
 	fi
-	[ -z "$buffer" ] || echo "$buffer" >/proc/sys/net/core/rmem_default
 	rm -rf "$results"
 	exit $status
 }
-# wireguard-go, where it stands for the kernel's, loses packets when it gets no processor for a quarter of a second and
-# its socket has 208 KB.
-buffer=$(cat /proc/sys/net/core/rmem_default)
-if [ "$buffer" -lt 4194304 ]; then echo 4194304 >/proc/sys/net/core/rmem_default; else buffer=; fi
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

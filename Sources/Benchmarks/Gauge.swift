@@ -13,12 +13,12 @@ final class Gauge {
     private let sender: Int32
     private let drain: Int32
     private var least = Double.infinity
-    /// Seconds of waiting that are left, for all that is measured.
-    private var waiting = 900.0
+    /// Waiting that is left, for all that is measured.
+    private var waiting = Duration.seconds(900)
     /// How much slower than its least the gauge may be.
     private static let tolerance = 1.15
-    /// Seconds that one value may be waited for.
-    private static let patience = 60.0
+    /// How long one value may be waited for.
+    private static let patience = Duration.seconds(60)
 
     /// - Parameter place: a namespace whose loopback device is up.
     init(in place: NamespaceFiles) throws {
@@ -43,13 +43,12 @@ final class Gauge {
     /// The least of `count` values between two quick looks at the gauge; where the machine does not get quiet in time,
     /// of those that there are. To be called on the processor that is measured.
     func least(of count: Int, _ measure: () throws -> Double) throws -> Double {
-        let begun = Date.now
+        let begun = ContinuousClock.now
         var quiet = (least: Double.infinity, count: 0)
         var loud = (least: Double.infinity, count: 0)
         var wasQuiet = try isQuiet()
         while quiet.count < count {
-            let seconds = -begun.timeIntervalSinceNow
-            if loud.count >= count, seconds > min(Self.patience, waiting) { break }
+            if loud.count >= count, .now - begun > min(Self.patience, waiting) { break }
             let value = try measure()
             let isQuiet = try isQuiet()
             if wasQuiet && isQuiet {
@@ -59,7 +58,7 @@ final class Gauge {
             }
             wasQuiet = isQuiet
         }
-        if loud.count > 0 { waiting += begun.timeIntervalSinceNow }
+        if loud.count > 0 { waiting -= .now - begun }
         return quiet.count > 0 ? quiet.least : loud.least
     }
 }

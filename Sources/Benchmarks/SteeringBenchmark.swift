@@ -37,7 +37,6 @@ struct LoadRunner {
         try rig.enter(mode, cluster)
         _ = try run(load, cluster, count: max(64, count / 20))
         // The least of many short runs: the machine is not quiet for long.
-        try SteeringRig.pin()
         return try rig.gauge.least(of: 12) { try run(load, cluster, count: count / 20) }
     }
 
